@@ -1,5 +1,5 @@
-// Command kuri-keeper creates and serves the node's containers; see internal/keeper/server. kuri-holder starts it for kurid,
-// and starts another when it dies. Both outlive kurid.
+// Command kuri-keeper creates and serves the node's containers; see internal/keeper/server.
+// kuri-holder starts it for kurid, and starts another when it dies. Both outlive kurid.
 //
 // SIGTERM ends it, with status 0, only when it has no pods; the holder then ends too. Its log is <state>/keeper.log.
 package main
@@ -81,12 +81,13 @@ func run() error {
 		}
 		return server.TakeOver(context.Background(), filepath.Clean(*state), of)
 	}
-	// Catch SIGHUP from the beginning: it would kill this process. It is not ignored, because containers would inherit that.
+	// Catch SIGHUP from the beginning: it would kill this process. It is not ignored, because
+	// containers would inherit that.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 
-	// Keep the heap small: collect when it has grown by half. A larger heap saves CPU time, but what lives on after a burst of
-	// starts is then spread over more pages: see docs/performance.md.
+	// Keep the heap small: collect when it has grown by half. A larger heap saves CPU time, but what
+	// lives on after a burst of starts is then spread over more pages: see docs/performance.md.
 	debug.SetGCPercent(50)
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become the reaper of the containers: %w", err)
@@ -127,7 +128,8 @@ func run() error {
 	return s.Close()
 }
 
-// endOnSignal ends a keeper that holds nothing on SIGTERM or SIGINT. On SIGHUP it restores the keeper's files that were removed.
+// endOnSignal ends a keeper that holds nothing on SIGTERM or SIGINT. On SIGHUP it restores the
+// keeper's files that were removed.
 func endOnSignal(s *server.Server, signals <-chan os.Signal, end func()) {
 	for sig := range signals {
 		if sig == syscall.SIGHUP {

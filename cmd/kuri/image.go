@@ -19,7 +19,8 @@ func imageCommand(c *cli.CLI) *cobra.Command {
 		return cmd
 	}
 	verbs.AddCommand(
-		named("ls", image.ListCommand(c)), image.PullCommand(c), image.LoadCommand(c), image.SaveCommand(c), inspect.ImageCommand(c), image.HistoryCommand(c), image.DiffCommand(c), image.TagCommand(c),
+		named("ls", image.ListCommand(c)), image.PullCommand(c), image.LoadCommand(c), image.SaveCommand(c),
+		inspect.ImageCommand(c), image.HistoryCommand(c), image.DiffCommand(c), image.TagCommand(c),
 		named("rm IMAGE...", image.RemoveCommand(c)), image.PruneCommand(c), image.CheckCommand(c),
 	)
 	return verbs

@@ -62,7 +62,8 @@ func TestLibrariesAreSilent(t *testing.T) {
 
 // A closed terminal ends the program as Ctrl-C does, so that it cleans up; under nohup it does not.
 func TestHangUp(t *testing.T) {
-	if said, code := child(t, "hang-up"); code != cli.ExitSignal+int(syscall.SIGHUP) && code != cli.ExitSignal+int(syscall.SIGTERM) {
+	if said, code := child(t, "hang-up"); code != cli.ExitSignal+int(syscall.SIGHUP) &&
+		code != cli.ExitSignal+int(syscall.SIGTERM) {
 		t.Errorf("exit code %d: %s", code, said)
 	}
 	if said, code := child(t, "ignored hang-up"); code != cli.ExitSignal+int(syscall.SIGTERM) {

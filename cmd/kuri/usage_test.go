@@ -13,7 +13,8 @@ import (
 
 // No usage error contains a phrase of a library or the name of a Go type.
 func TestUsageErrorsArePlain(t *testing.T) {
-	for _, args := range []string{"logs --tail x web", "-t x pods", "stop -g x y", "ps -a=x", "pods -l x", "logs --nope", "exec", "run", "port-forward a b", "port-forward a 1:b", "-t"} {
+	for _, args := range []string{"logs --tail x web", "-t x pods", "stop -g x y", "ps -a=x", "pods -l x", "logs --nope",
+		"exec", "run", "port-forward a b", "port-forward a 1:b", "-t"} {
 		c, _, errs := clitest.New(map[string]string{"CRI_CONFIG_FILE": emptyFile(t)})
 		if code := c.Main(context.Background(), root(c), strings.Fields(args)); code != cli.ExitUsage {
 			t.Errorf("%s: exit code %d: %s", args, code, errs)

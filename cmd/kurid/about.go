@@ -22,10 +22,12 @@ import (
 	"github.com/kuri-cri/kuri/probe"
 )
 
-// configInfo returns the "config" part of a verbose status. kubeadm compares sandboxImage with the pause image that it pulls.
-// Kuri has no pause image, and an empty value makes kubeadm skip the comparison.
+// configInfo returns the "config" part of a verbose status. kubeadm compares sandboxImage with the
+// pause image that it pulls. Kuri has no pause image, and an empty value makes kubeadm skip the
+// comparison.
 func configInfo(cfg config.Config, driver cgroup.Driver, values map[string]any) map[string]any {
-	return map[string]any{"stateDir": cfg.State, "rootDir": cfg.Root, "cgroupDriver": driver, "sandboxImage": "", "config": values, "debugSocket": debugSocket(cfg)}
+	return map[string]any{"stateDir": cfg.State, "rootDir": cfg.Root, "cgroupDriver": driver, "sandboxImage": "",
+		"config": values, "debugSocket": debugSocket(cfg)}
 }
 
 // debugSocket is the path of the socket that serves metrics, profiles and the state dump to root.

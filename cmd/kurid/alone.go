@@ -9,9 +9,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/holder"
 )
 
-// serveAlone is "kurid alone", which kuri wipe starts when no daemon serves. It serves only the socket of --listen, a private
-// one that no kubelet knows, and the debug socket. It exits at the end of its standard input, so it does not outlive its
-// parent, and removes its socket.
+// serveAlone is "kurid alone", which kuri wipe starts when no daemon serves. It serves only the
+// socket of --listen, a private one that no kubelet knows, and the debug socket. It exits at the
+// end of its standard input, so it does not outlive its parent, and removes its socket.
 func serveAlone(ctx context.Context, cfg config.Config) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()

@@ -30,7 +30,8 @@ func examineStopped(ctx context.Context, cfg config.Config, fix bool) error {
 	for _, dir := range ownedDirs(cfg) {
 		unlock, err := lock(dir)
 		if errors.Is(err, fault.Precondition) {
-			return locked(cfg, fault.New(fault.Precondition, "a kurid has locked %s and does not answer at %s: %w", dir, cfg.Listen, err))
+			return locked(cfg, fault.New(fault.Precondition, "a kurid has locked %s and does not answer at %s: %w", dir,
+				cfg.Listen, err))
 		}
 		if err != nil {
 			return err

@@ -13,24 +13,26 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// handOverMode is the argument with which kurid-handover.service runs kurid to end another kurid. systemd stops that unit
-// before kurid.service. kurid.service is still active then, so systemd accepts another main process (replaceMainPID). Versions
-// such as 252 do not accept one while they stop a unit.
+// handOverMode is the argument with which kurid-handover.service runs kurid to end another kurid.
+// systemd stops that unit before kurid.service. kurid.service is still active then, so systemd
+// accepts another main process (replaceMainPID). Versions such as 252 do not accept one while they
+// stop a unit.
 const handOverMode = "hand-over"
 
-// leavingName is the process name (/proc/PID/comm) of a kurid that only answers calls in flight; another kurid may start.
-// The kernel keeps 15 bytes of it.
+// leavingName is the process name (/proc/PID/comm) of a kurid that only answers calls in flight;
+// another kurid may start. The kernel keeps 15 bytes of it.
 const leavingName = "kurid-leaves"
 
 // handOverLimit bounds the time from SIGTERM until a kurid exits or takes leavingName.
 const handOverLimit = 30 * time.Second
 
-// handOverFile is the path of a file that exists while a kurid is asked to hand over. It tells that kurid that systemd is
-// about to stop its unit.
+// handOverFile is the path of a file that exists while a kurid is asked to hand over. It tells that
+// kurid that systemd is about to stop its unit.
 func handOverFile(pid int) string { return fmt.Sprintf("/run/kurid-hand-over.%d", pid) }
 
-// handOver sends SIGTERM to the kurid with the process id, and returns when another kurid may start. It does nothing for
-// "0", systemd's value for no main process, and for a process that is not a kurid of this node.
+// handOver sends SIGTERM to the kurid with the process id, and returns when another kurid may
+// start. It does nothing for "0", systemd's value for no main process, and for a process that is
+// not a kurid of this node.
 func handOver(id string) error {
 	pid, err := strconv.Atoi(id)
 	if err != nil || pid < 0 {
@@ -59,7 +61,8 @@ func handOver(id string) error {
 			return nil
 		}
 	}
-	return fault.New(fault.Unavailable, "process %d was asked to end, but still owns its directories after %s", pid, handOverLimit)
+	return fault.New(fault.Unavailable, "process %d was asked to end, but still owns its directories after %s", pid,
+		handOverLimit)
 }
 
 // rename sets the name of this process.

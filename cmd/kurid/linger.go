@@ -16,8 +16,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/server"
 )
 
-// pendingCalls are the calls in flight of a daemon that has already closed everything that owns records. Another daemon may
-// be serving.
+// pendingCalls are the calls in flight of a daemon that has already closed everything that owns
+// records. Another daemon may be serving.
 type pendingCalls struct {
 	server *server.Server
 	keeper *keeper.Client // for commands that still run
@@ -46,10 +46,12 @@ func (r *pendingCalls) finish() {
 // standInMode is the argument with which kurid is a placeholder main process: see replaceMainPID.
 const standInMode = "stand-in"
 
-// replaceMainPID lets systemd start the next kurid while this process still runs. With KillMode=process a unit has stopped
-// when its main process has exited. So it makes a placeholder process, a child of systemd, the main process. The placeholder
-// exits as soon as systemd has accepted it. With stay it waits until systemd, which is about to stop the unit, kills it: if
-// it exited before, systemd would restart the unit after RestartSec. Without systemd replaceMainPID does nothing.
+// replaceMainPID lets systemd start the next kurid while this process still runs. With
+// KillMode=process a unit has stopped when its main process has exited. So it makes a placeholder
+// process, a child of systemd, the main process. The placeholder exits as soon as systemd has
+// accepted it. With stay it waits until systemd, which is about to stop the unit, kills it: if it
+// exited before, systemd would restart the unit after RestartSec. Without systemd replaceMainPID
+// does nothing.
 func replaceMainPID(stay bool) error {
 	if os.Getenv("NOTIFY_SOCKET") == "" {
 		return nil
@@ -92,7 +94,8 @@ func notifyBarrier() error {
 	defer read.Close()
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err == nil {
-		err = unix.Sendmsg(fd, []byte("BARRIER=1"), unix.UnixRights(int(held.Fd())), &unix.SockaddrUnix{Name: os.Getenv("NOTIFY_SOCKET")}, 0)
+		err = unix.Sendmsg(fd, []byte("BARRIER=1"), unix.UnixRights(int(held.Fd())),
+			&unix.SockaddrUnix{Name: os.Getenv("NOTIFY_SOCKET")}, 0)
 		unix.Close(fd)
 	}
 	held.Close()

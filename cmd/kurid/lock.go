@@ -16,9 +16,10 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// lock creates dir and locks it for this process, until unlock or the end of the process. Its error names the process that
-// has the lock. The lock is flock(2)'s: a file left by a dead daemon locks nothing, and locking works on a full or read-only
-// disk. A daemon whose lock file was removed, alone or with dir, keeps dir as long as it lives.
+// lock creates dir and locks it for this process, until unlock or the end of the process. Its error
+// names the process that has the lock. The lock is flock(2)'s: a file left by a dead daemon locks
+// nothing, and locking works on a full or read-only disk. A daemon whose lock file was removed,
+// alone or with dir, keeps dir as long as it lives.
 func lock(dir string) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, fmt.Errorf("create %s: %w", dir, err)
@@ -44,8 +45,8 @@ func lock(dir string) (unlock func(), err error) {
 		slog.Warn("the lock file of a running kurid was removed", "lock", f.Name(), "pid", pid)
 		return nil, &lockedError{dir, strconv.Itoa(pid)}
 	}
-	// The pid in the file is for people, and for processes that cannot see /proc/locks. Overwriting the old pid needs no disk
-	// space.
+	// The pid in the file is for people, and for processes that cannot see /proc/locks. Overwriting
+	// the old pid needs no disk space.
 	if _, err := f.WriteAt([]byte(fmt.Sprintf("%-10d\n", os.Getpid())), 0); err != nil {
 		slog.Warn("cannot write the process id to the lock file", "file", f.Name(), "err", err)
 	}
@@ -59,7 +60,8 @@ func lockFile(dir string) (*os.File, error) {
 	switch {
 	case err == nil:
 		return f, nil
-	case !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) && !errors.Is(err, fs.ErrPermission):
+	case !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) &&
+		!errors.Is(err, fs.ErrPermission):
 		return nil, err
 	}
 	if f, err := os.Open(path); err == nil {
@@ -83,8 +85,8 @@ func lockedBy(f *os.File) string {
 	return "(unknown)"
 }
 
-// flockHolder returns the pid that has locked a file, from /proc/locks (proc_locks(5)). It returns "" if the file is not
-// listed there, or is locked from another PID namespace.
+// flockHolder returns the pid that has locked a file, from /proc/locks (proc_locks(5)). It returns
+// "" if the file is not listed there, or is locked from another PID namespace.
 func flockHolder(file string) string {
 	locks, err := os.Open("/proc/locks")
 	if err != nil {
@@ -110,8 +112,8 @@ func written(f *os.File) bool {
 	return err == nil && info.Mode().IsRegular() && info.Size() > 0
 }
 
-// lockedUnlinked returns the pid of a kurid that has locked a removed file that was at path, 0 for none. Reading /proc/locks
-// takes 10 to 20 ms, because the kernel waits for an RCU grace period.
+// lockedUnlinked returns the pid of a kurid that has locked a removed file that was at path, 0 for
+// none. Reading /proc/locks takes 10 to 20 ms, because the kernel waits for an RCU grace period.
 func lockedUnlinked(path string) int {
 	locks, err := os.ReadFile("/proc/locks")
 	if err != nil {

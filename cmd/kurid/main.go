@@ -28,7 +28,8 @@ import (
 var version = "dev"
 
 func main() {
-	// Keep the main thread for this goroutine: a thread that has entered a namespace must exit, and the main thread cannot.
+	// Keep the main thread for this goroutine: a thread that has entered a namespace must exit, and
+	// the main thread cannot.
 	runtime.LockOSThread()
 	began := time.Now()
 	args := os.Args[1:]
@@ -118,9 +119,12 @@ func configure(args []string) (config.Config, error) {
 	file := flags.String("config", "", "`file` with the configuration (default "+config.File+", if it exists)")
 	flagged := config.Default()
 	flags.StringVar(&flagged.Listen, "listen", flagged.Listen, "`path` of the CRI socket")
-	flags.StringVar(&flagged.ImageListen, "image-listen", flagged.ImageListen, "`path` of a second socket, for the ImageService; default: the same socket")
-	flags.StringVar(&flagged.Root, "root", flagged.Root, "`directory` for images and everything else that survives a reboot")
-	flags.StringVar(&flagged.State, "state", flagged.State, "`directory` for sockets and everything else that does not survive a reboot")
+	flags.StringVar(&flagged.ImageListen, "image-listen", flagged.ImageListen,
+		"`path` of a second socket, for the ImageService; default: the same socket")
+	flags.StringVar(&flagged.Root, "root", flagged.Root,
+		"`directory` for images and everything else that survives a reboot")
+	flags.StringVar(&flagged.State, "state", flagged.State,
+		"`directory` for sockets and everything else that does not survive a reboot")
 	flags.StringVar(&flagged.LogLevel, "log-level", flagged.LogLevel, "debug, info, warn or error")
 	flags.StringVar(&flagged.LogFormat, "log-format", flagged.LogFormat, "text or json")
 	flags.StringVar(&flagged.CgroupDriver, "cgroup-driver", flagged.CgroupDriver, "auto, systemd or cgroupfs")

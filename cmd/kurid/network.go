@@ -10,10 +10,12 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// pruneNetwork is "kurid network prune". It removes the bridge and the nftables table of the built-in network when no daemon
-// serves, for a node that no longer uses Kuri. It takes the daemon's flags and configuration file.
+// pruneNetwork is "kurid network prune". It removes the bridge and the nftables table of the
+// built-in network when no daemon serves, for a node that no longer uses Kuri. It takes the
+// daemon's flags and configuration file.
 func pruneNetwork(ctx context.Context, cfg config.Config) error {
-	unlock, err := lock(cfg.State) // a daemon serves only if the lock is taken: the holder may keep the socket open without one
+	// a daemon serves only if the lock is taken: the holder may keep the socket open without one
+	unlock, err := lock(cfg.State)
 	if errors.Is(err, fault.Precondition) {
 		return fault.New(fault.Precondition, "a kurid serves %s: kuri network prune asks it, or stop it first", cfg.Listen)
 	}
@@ -34,7 +36,8 @@ func pruneNetwork(ctx context.Context, cfg config.Config) error {
 		return err
 	}
 	if len(users) > 0 {
-		return fault.New(fault.Precondition, "pods have addresses of the built-in network, nothing was removed: start kurid and remove them (kuri rm --force --all): %s", strings.Join(users, ", "))
+		return fault.New(fault.Precondition,
+			"pods have addresses of the built-in network, nothing was removed: start kurid and remove them (kuri rm --force --all): %s", strings.Join(users, ", "))
 	}
 	fmt.Println("the built-in network has no bridge and no nftables table on this node")
 	return nil

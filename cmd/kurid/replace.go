@@ -16,8 +16,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// replaceLimit bounds the time in which the replaced daemon must unlock its directories. It first answers calls that end
-// soon.
+// replaceLimit bounds the time in which the replaced daemon must unlock its directories. It first
+// answers calls that end soon.
 const replaceLimit = 30 * time.Second
 
 // lockedError reports that another daemon has locked a directory. Its kind is Precondition.
@@ -34,8 +34,9 @@ func (e *lockedError) Error() string {
 // Unwrap returns the error's kind.
 func (e *lockedError) Unwrap() error { return fault.Precondition }
 
-// lockOwn locks all directories that one daemon owns. With cfg.Replace it first asks a daemon that has locked them to end.
-// That daemon's sockets stay open for this one, and its calls in flight are answered.
+// lockOwn locks all directories that one daemon owns. With cfg.Replace it first asks a daemon that
+// has locked them to end. That daemon's sockets stay open for this one, and its calls in flight are
+// answered.
 func lockOwn(ctx context.Context, cfg config.Config) (unlock func(), err error) {
 	unlock, err = lockAll(ownedDirs(cfg))
 	locked := (*lockedError)(nil)
@@ -46,7 +47,8 @@ func lockOwn(ctx context.Context, cfg config.Config) (unlock func(), err error) 
 		return nil, err
 	}
 	asked := *locked
-	for limit := time.Now().Add(replaceLimit); time.Now().Before(limit) && ctx.Err() == nil; time.Sleep(5 * time.Millisecond) {
+	for limit := time.Now().Add(replaceLimit); time.Now().Before(limit) &&
+		ctx.Err() == nil; time.Sleep(5 * time.Millisecond) {
 		unlock, err = lockAll(ownedDirs(cfg))
 		switch {
 		case err == nil:
@@ -61,7 +63,8 @@ func lockOwn(ctx context.Context, cfg config.Config) (unlock func(), err error) 
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	return nil, fault.New(fault.Unavailable, "process %s was asked to end, but has not unlocked %s within %s", asked.pid, asked.dir, replaceLimit)
+	return nil, fault.New(fault.Unavailable, "process %s was asked to end, but has not unlocked %s within %s", asked.pid,
+		asked.dir, replaceLimit)
 }
 
 // lockAll locks all directories, or none of them.
@@ -87,7 +90,8 @@ func lockAll(dirs []string) (unlock func(), err error) {
 func endDaemon(d *lockedError) error {
 	pid, err := strconv.Atoi(d.pid)
 	if err != nil {
-		return fault.New(fault.Precondition, "%s belongs to another kurid whose process id is unknown here; stop that kurid first", d.dir)
+		return fault.New(fault.Precondition,
+			"%s belongs to another kurid whose process id is unknown here; stop that kurid first", d.dir)
 	}
 	pidfd, err := process.Open(pid)
 	if errors.Is(err, unix.ESRCH) {

@@ -50,9 +50,10 @@ func run(ctx context.Context, cfg config.Config) error {
 	return err
 }
 
-// serve builds the parts in order, serves until ctx ends, and closes the parts in reverse. It returns the calls that are
-// still in flight, nil for none. The holder keeps the listening sockets.
-func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *trace.Exporter) (pending *pendingCalls, err error) {
+// serve builds the parts in order, serves until ctx ends, and closes the parts in reverse. It
+// returns the calls that are still in flight, nil for none. The holder keeps the listening sockets.
+func serve(ctx context.Context, cfg config.Config, held *holder.Client,
+	tracer *trace.Exporter) (pending *pendingCalls, err error) {
 	defer held.Close()
 	saveResources(ctx)
 
@@ -145,7 +146,8 @@ func serve(ctx context.Context, cfg config.Config, held *holder.Client, tracer *
 	}
 }
 
-// saveResources lets timers be late, and gives idle threads and memory back until ctx ends. It uses no part of the daemon.
+// saveResources lets timers be late, and gives idle threads and memory back until ctx ends. It uses
+// no part of the daemon.
 func saveResources(ctx context.Context) {
 	if err := threads.SetTimerSlack(threads.TimerSlack); err != nil {
 		slog.Info("timers stay precise, which costs CPU time", "err", err)
@@ -154,8 +156,8 @@ func saveResources(ctx context.Context) {
 	go idle.Trim(ctx, time.Second)
 }
 
-// lockDirs locks the directories that only one daemon may use. Before it asks another daemon to end, it makes sure that no
-// newer version has written records there.
+// lockDirs locks the directories that only one daemon may use. Before it asks another daemon to
+// end, it makes sure that no newer version has written records there.
 func lockDirs(ctx context.Context, cfg config.Config) (unlock func(), err error) {
 	if err := checkFormats(cfg); err != nil {
 		return nil, err
@@ -190,9 +192,10 @@ func (p *parts) serverOptions() (server.Options, error) {
 	}
 	return server.Options{
 		Socket: p.sockets.Unix,
-		Listen: cfg.Listen, ImageListen: cfg.ImageListen, CadvisorListen: cfg.CadvisorListen, MetricsListen: cfg.MetricsListen,
-		DebugListen: debugSocket(cfg),
-		Pods:        p.pods, Images: p.images, Network: p.network, Streams: p.streams, Holder: p.holder,
+		Listen: cfg.Listen, ImageListen: cfg.ImageListen, CadvisorListen: cfg.CadvisorListen,
+		MetricsListen: cfg.MetricsListen,
+		DebugListen:   debugSocket(cfg),
+		Pods:          p.pods, Images: p.images, Network: p.network, Streams: p.streams, Holder: p.holder,
 		Trace: p.tracer.Hook(), SlowAfter: slowAfter(cfg), Version: version, SystemdCgroup: driver == cgroup.Systemd,
 		Info: configInfo(cfg, driver, values), About: p.info,
 		SetPodCIDR: p.network.SetPodCIDR, PruneNetwork: p.network.Prune,
@@ -215,8 +218,8 @@ func startKeeper(ctx context.Context, cfg config.Config, pods pod.Options) (*kee
 	return keep, nil
 }
 
-// restoreNetworks restores the networks of the recovered pods and releases those of removed ones. A failure is only logged:
-// the daemon still serves.
+// restoreNetworks restores the networks of the recovered pods and releases those of removed ones. A
+// failure is only logged: the daemon still serves.
 func restoreNetworks(ctx context.Context, net *selector.Selector, pods *pod.Pods) {
 	for pod, result := range pods.Attached() {
 		if err := net.Restore(pod, result); err != nil {
@@ -253,12 +256,14 @@ func podOptions(cfg config.Config) (pod.Options, error) {
 		return pod.Options{}, err
 	}
 	o := pod.Options{
-		Root: cfg.Root, State: cfg.State, ContainerRoot: cfg.ContainerRoot, Node: facts, Driver: driver, ScopePrefix: cfg.ScopePrefix,
-		ShmSize: cfg.Pod.ShmSize, PidsLimit: cfg.Pod.PidsLimit, MaxExecs: cfg.Pod.MaxExecs,
+		Root: cfg.Root, State: cfg.State, ContainerRoot: cfg.ContainerRoot, Node: facts, Driver: driver,
+		ScopePrefix: cfg.ScopePrefix,
+		ShmSize:     cfg.Pod.ShmSize, PidsLimit: cfg.Pod.PidsLimit, MaxExecs: cfg.Pod.MaxExecs,
 		LogMaxSize: cfg.Pod.LogMaxSize, LogMaxFiles: cfg.Pod.LogMaxFiles, LogRate: cfg.Pod.LogRate,
 		CDIDirs: cfg.Pod.CDIDirs, CreateHostPaths: cfg.Pod.CreateMissingHostPaths,
 		UnprivilegedPorts: cfg.Pod.UnprivilegedPorts, UnprivilegedPing: cfg.Pod.UnprivilegedPing,
-		WritableLayer: spec.WritableLimits{Bytes: uint64(cfg.Pod.WritableLayerBytes), Inodes: uint64(cfg.Pod.WritableLayerInodes)},
+		WritableLayer: spec.WritableLimits{Bytes: uint64(cfg.Pod.WritableLayerBytes),
+			Inodes: uint64(cfg.Pod.WritableLayerInodes)},
 	}
 	if o.WritableLayer != (spec.WritableLimits{}) {
 		if err := quota.Check(cfg.WritableRoot()); err != nil {
@@ -332,7 +337,8 @@ func networks(cfg config.Config) (*selector.Selector, error) {
 		return nil, err
 	}
 	builtin, err := bridge.New(bridge.Config{
-		StateDir: bridgeDir(cfg), Name: cfg.Network.Bridge, Subnets: subnets, MTU: cfg.Network.MTU, Isolate: cfg.Network.Isolate,
+		StateDir: bridgeDir(cfg), Name: cfg.Network.Bridge, Subnets: subnets, MTU: cfg.Network.MTU,
+		Isolate:      cfg.Network.Isolate,
 		OpenFirewall: cfg.Network.OpenFirewall,
 	})
 	if err != nil {
@@ -379,7 +385,8 @@ func ownedDirs(cfg config.Config) []string {
 // changed, because this version could only damage such records.
 func checkFormats(cfg config.Config) error {
 	return cmp.Or(
-		pod.CheckFormats(cfg.Root, cfg.State), keeper.CheckFormats(cfg.State), image.CheckFormats(cfg.Root), layer.CheckFormats(cfg.Root),
+		pod.CheckFormats(cfg.Root, cfg.State), keeper.CheckFormats(cfg.State), image.CheckFormats(cfg.Root),
+		layer.CheckFormats(cfg.Root),
 		selector.CheckFormats(bridgeDir(cfg), cniDir(cfg)),
 	)
 }

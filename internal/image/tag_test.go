@@ -56,7 +56,8 @@ func TestTag(t *testing.T) {
 		t.Fatal(err)
 	}
 	removed, left, err := s.Untag("app:1", []string{"docker.io/library/app:1", "app:1"}) // one name in two spellings
-	if !slices.Equal(removed, []string{"docker.io/library/app:1"}) || !slices.Equal(left, []string{"quay.io/a/app:stable"}) || err != nil {
+	if !slices.Equal(removed, []string{"docker.io/library/app:1"}) ||
+		!slices.Equal(left, []string{"quay.io/a/app:stable"}) || err != nil {
 		t.Errorf("untagged %q, left %q, %v", removed, left, err)
 	}
 	for _, bad := range []struct {

@@ -121,7 +121,8 @@ func (c *Client) ReopenLog(ctx context.Context, id string) error {
 // keeper was built without profiles or is of an earlier release.
 func (c *Client) Profile(ctx context.Context, r profile.Request, out io.Writer) error {
 	return profile.Receive(ctx, out, r, func(path string) error {
-		_, err := call(ctx, c, api.KeeperService.Profile, &api.ProfileRequest{Name: r.Name, Seconds: int32(r.Seconds), Debug: int32(r.Debug), Into: path})
+		_, err := call(ctx, c, api.KeeperService.Profile, &api.ProfileRequest{Name: r.Name, Seconds: int32(r.Seconds),
+			Debug: int32(r.Debug), Into: path})
 		return err
 	})
 }
@@ -172,7 +173,8 @@ const (
 )
 
 // call makes one call. If the keeper hangs, the error is a [Hung].
-func call[Q, R any](ctx context.Context, c *Client, verb func(api.KeeperService, context.Context, *Q) (*R, error), req *Q) (*R, error) {
+func call[Q, R any](ctx context.Context, c *Client, verb func(api.KeeperService, context.Context, *Q) (*R, error),
+	req *Q) (*R, error) {
 	ctx, done, err := c.watched(ctx)
 	if err != nil {
 		return nil, err
@@ -187,7 +189,8 @@ func call[Q, R any](ctx context.Context, c *Client, verb func(api.KeeperService,
 
 // ask makes one call, and repeats it if the connection is lost: every verb is idempotent, and a
 // keeper that dies is replaced at once.
-func ask[Q, R any](ctx context.Context, c *Client, verb func(api.KeeperService, context.Context, *Q) (*R, error), req *Q) (*R, error) {
+func ask[Q, R any](ctx context.Context, c *Client, verb func(api.KeeperService, context.Context, *Q) (*R, error),
+	req *Q) (*R, error) {
 	var resp *R
 	err := c.again(ctx, func() error {
 		conn, err := c.connection(ctx)

@@ -18,8 +18,8 @@ type Exit struct {
 
 const exitVersion = 1
 
-// CheckFormats returns an error of kind Precondition if a newer version of Kuri wrote an exit record. It changes nothing. (The
-// keeper checks its other records itself.)
+// CheckFormats returns an error of kind Precondition if a newer version of Kuri wrote an exit
+// record. It changes nothing. (The keeper checks its other records itself.)
 func CheckFormats(stateDir string) error {
 	return record.Newer(exitVersion, stateDir, "pods/*/containers/*/exit.json")
 }

@@ -32,7 +32,8 @@ var wire = [...]struct {
 	{fault.Unstartable, codes.OutOfRange}, // a code that no other kind uses
 }
 
-// EncodeError converts err to the form in which the keeper sends it, a gRPC status with the code of its kind. nil stays nil.
+// EncodeError converts err to the form in which the keeper sends it, a gRPC status with the code of
+// its kind. nil stays nil.
 func EncodeError(err error) error {
 	if err == nil {
 		return nil
@@ -51,8 +52,8 @@ func EncodeError(err error) error {
 	return status.Error(code, err.Error()+fault.Hint(err))
 }
 
-// decodeError is the inverse of EncodeError. A context error of the call itself is returned unchanged; a lost connection is of
-// kind Unavailable.
+// decodeError is the inverse of EncodeError. A context error of the call itself is returned
+// unchanged; a lost connection is of kind Unavailable.
 func decodeError(err error) error {
 	switch {
 	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):

@@ -25,15 +25,17 @@ const returnLimit = 10 * time.Second
 // holderLimit is the same for a holder, whose work takes no time.
 const holderLimit = 2 * time.Second
 
-// findLiving looks for a running holder or keeper whose sockets were removed from the state directory. It makes them restore
-// their files and waits until the keeper answers. found is false if neither runs. The error is a [Hung] if one runs but does not
-// answer; no second one must be started then, because the first one has the containers.
+// findLiving looks for a running holder or keeper whose sockets were removed from the state
+// directory. It makes them restore their files and waits until the keeper answers. found is false
+// if neither runs. The error is a [Hung] if one runs but does not answer; no second one must be
+// started then, because the first one has the containers.
 func findLiving(ctx context.Context, stateDir string) (found bool, err error) {
 	pids := living(stateDir)
 	if len(pids) == 0 {
 		return false, nil
 	}
-	slog.Warn("the sockets of a running keeper were removed; asking it to restore them", "state", stateDir, "processes", pids)
+	slog.Warn("the sockets of a running keeper were removed; asking it to restore them", "state", stateDir,
+		"processes", pids)
 	c := Connect(stateDir)
 	defer c.Close()
 	for limit := time.Now().Add(returnLimit); ; {
@@ -57,13 +59,15 @@ func findLiving(ctx context.Context, stateDir string) (found bool, err error) {
 		}
 		if time.Now().After(limit) {
 			return true, &Hung{fmt.Sprintf("the keeper of %s runs (%s) but does not answer at %s, even after it was asked to restore its files; "+
-				"containers keep running, but nothing can be started or stopped; see keeper.log in that directory", stateDir, describe(pids), c.socket)}
+				"containers keep running, but nothing can be started or stopped; see keeper.log in that directory", stateDir,
+				describe(pids), c.socket)}
 		}
 	}
 }
 
-// findHolder makes a running holder restore its socket if that was removed, because the holder has kurid's listening sockets.
-// If no holder runs, or it does not answer in time, kurid continues without it.
+// findHolder makes a running holder restore its socket if that was removed, because the holder has
+// kurid's listening sockets. If no holder runs, or it does not answer in time, kurid continues
+// without it.
 func findHolder(ctx context.Context, stateDir string) {
 	h := holder.Connect(stateDir)
 	defer h.Close()
@@ -80,7 +84,8 @@ func findHolder(ctx context.Context, stateDir string) {
 			return
 		}
 		if !asked {
-			slog.Warn("the socket of the running holder was removed; asking it to restore it", "state", stateDir, "process", pids[0], "err", err)
+			slog.Warn("the socket of the running holder was removed; asking it to restore it", "state", stateDir,
+				"process", pids[0], "err", err)
 			asked = hangUp(pids[0])
 		}
 		select {
@@ -91,8 +96,8 @@ func findHolder(ctx context.Context, stateDir string) {
 	}
 }
 
-// hangUp sends SIGHUP to a keeper or holder that takes it, and reports whether it did. The signal would kill one that has just
-// been executed: a keeper that becomes the holder, or the next keeper.
+// hangUp sends SIGHUP to a keeper or holder that takes it, and reports whether it did. The signal
+// would kill one that has just been executed: a keeper that becomes the holder, or the next keeper.
 func hangUp(pid int) bool {
 	if !takesHangUp(pid) {
 		return false
@@ -132,16 +137,18 @@ func livingHolders(stateDir string) []int {
 	return slices.DeleteFunc(living(stateDir), func(pid int) bool { return process.Name(pid) != "kuri-holder" })
 }
 
-// living returns the running holders and keepers of a state directory. It looks in their own cgroup, in which no process of a
-// container can be.
+// living returns the running holders and keepers of a state directory. It looks in their own
+// cgroup, in which no process of a container can be.
 func living(stateDir string) []int {
 	all := cgroup.ProcsEverywhere(cgroupName(stateDir), filepath.Join("system.slice", cgroupName(stateDir)+".scope"))
 	return slices.DeleteFunc(all, func(pid int) bool { return !serves(pid, stateDir) })
 }
 
-// serves reports whether a process is a holder or keeper of the state directory. A zombie has no arguments and is neither.
+// serves reports whether a process is a holder or keeper of the state directory. A zombie has no
+// arguments and is neither.
 func serves(pid int, stateDir string) bool {
 	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	name := process.Name(pid)
-	return err == nil && (name == "kuri-holder" || name == "kuri-keeper") && bytes.Contains(args, []byte("\x00--state\x00"+stateDir+"\x00"))
+	return err == nil && (name == "kuri-holder" || name == "kuri-keeper") &&
+		bytes.Contains(args, []byte("\x00--state\x00"+stateDir+"\x00"))
 }

@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 )
 
-// The keeper logs at the level of the kurid that uses it. The level is in a file, because the holder starts every keeper with the
-// arguments of the first one.
+// The keeper logs at the level of the kurid that uses it. The level is in a file, because the
+// holder starts every keeper with the arguments of the first one.
 
 func logLevelPath(stateDir string) string { return filepath.Join(stateDir, "keeper", "log-level") }
 

@@ -17,8 +17,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
-// A call may take any time, so a slow call does not mean that the keeper hangs. While a call waits, the keeper is pinged with
-// Info; a keeper that does not answer hangs. A stopped process (signal(7)) is recognised by its state.
+// A call may take any time, so a slow call does not mean that the keeper hangs. While a call waits,
+// the keeper is pinged with Info; a keeper that does not answer hangs. A stopped process
+// (signal(7)) is recognised by its state.
 const (
 	firstBeat = time.Second      // after the start of a call
 	nextBeat  = 5 * time.Second  // after the last answer
@@ -40,8 +41,8 @@ type pulse struct {
 	timer *time.Timer // nil if no call waits
 }
 
-// Ready returns nil if the keeper answers within limit, else an error of kind Unavailable that describes its state. For a
-// keeper that is known to hang it returns at once.
+// Ready returns nil if the keeper answers within limit, else an error of kind Unavailable that
+// describes its state. For a keeper that is known to hang it returns at once.
 func (c *Client) Ready(ctx context.Context, limit time.Duration) error {
 	c.pulse.mu.Lock()
 	pid, hung := c.pulse.pid, c.pulse.hung
@@ -74,7 +75,8 @@ func (c *Client) lockedBy() int {
 	return pid
 }
 
-// hangs records that the keeper does not answer, closes the connection so that waiting calls end, and returns the error.
+// hangs records that the keeper does not answer, closes the connection so that waiting calls end,
+// and returns the error.
 func (c *Client) hangs(pid int, st state) error {
 	c.pulse.mu.Lock()
 	already := c.pulse.hung
@@ -122,8 +124,8 @@ func (p *pulse) answered(info *api.InfoResponse) {
 	p.pid, p.hung = int(info.Pid), false
 }
 
-// watched returns a context that ends, with a [Hung] as its cause, if the keeper hangs before done is called. If the keeper is
-// already known to hang, it returns a Hung.
+// watched returns a context that ends, with a [Hung] as its cause, if the keeper hangs before done
+// is called. If the keeper is already known to hang, it returns a Hung.
 func (c *Client) watched(ctx context.Context) (_ context.Context, done func(), err error) {
 	p := &c.pulse
 	p.mu.Lock()

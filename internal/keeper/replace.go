@@ -69,7 +69,8 @@ func (c *Client) replace(ctx context.Context, o Options) error {
 	held, herr := h.Info()
 	p, err := findPrograms(o)
 	if err != nil {
-		slog.Warn("the programs of the keeper and the holder are missing: neither can be started again after its end", "err", err)
+		slog.Warn("the programs of the keeper and the holder are missing: neither can be started again after its end",
+			"err", err)
 		return nil
 	}
 
@@ -83,10 +84,12 @@ func (c *Client) replace(ctx context.Context, o Options) error {
 	err = errors.Join(works(ctx, p.holder, "--version"), works(ctx, p.keeper, "--state", o.StateDir, "--check"))
 	switch {
 	case errors.Is(err, fault.Precondition):
-		return fault.New(fault.Precondition, "the keeper that runs, process %d, is of version %s, which is too new for the programs beside this kurid; nothing was changed: %w",
+		return fault.New(fault.Precondition,
+			"the keeper that runs, process %d, is of version %s, which is too new for the programs beside this kurid; nothing was changed: %w",
 			old.Pid, old.Version, err)
 	case err != nil:
-		slog.Error("another build of the keeper or the holder is installed and does not work; those that run go on", "err", err)
+		slog.Error("another build of the keeper or the holder is installed and does not work; those that run go on",
+			"err", err)
 		return nil
 	case herr != nil:
 		return c.replaceAlone(ctx, o, p, old)
@@ -176,7 +179,8 @@ func replaceHolder(h *holder.Client, program string, old holder.Info) {
 		return
 	}
 	if err != nil {
-		slog.Error("the holder cannot be replaced and goes on as it is", "pid", old.Pid, "version", old.Version, "program", program, "err", err)
+		slog.Error("the holder cannot be replaced and goes on as it is", "pid", old.Pid, "version", old.Version,
+			"program", program, "err", err)
 		return
 	}
 	now, err := h.Info()
@@ -196,12 +200,14 @@ func (c *Client) replaceKeeper(ctx context.Context, h *holder.Client, program st
 		return
 	}
 	if now, err := c.restart(ctx, h, old.Pid); err == nil {
-		slog.Info("the keeper was replaced", "pid", now.Pid, "version", now.Version, "was", old.Version, "was_pid", old.Pid, "took", time.Since(begun))
+		slog.Info("the keeper was replaced", "pid", now.Pid, "version", now.Version, "was", old.Version, "was_pid", old.Pid,
+			"took", time.Since(begun))
 		if err := h.Drop(previousProgram); err != nil {
 			slog.Warn("the holder still has the program of the previous keeper", "err", err)
 		}
 	} else {
-		slog.Error("the new keeper does not serve; the program of the one before is started again", "program", program, "version", old.Version,
+		slog.Error("the new keeper does not serve; the program of the one before is started again", "program", program,
+			"version", old.Version,
 			"log", filepath.Join(filepath.Dir(c.socket), "keeper.log"), "err", err)
 		c.fallBack(ctx, h)
 	}
@@ -224,7 +230,8 @@ func (c *Client) fallBack(ctx context.Context, h *holder.Client) bool {
 	if err == nil {
 		var now *api.InfoResponse
 		if now, err = c.restart(ctx, h, 0); err == nil {
-			slog.Warn("the keeper is of the version before; the next start of kurid tries again to replace it", "pid", now.Pid, "version", now.Version)
+			slog.Warn("the keeper is of the version before; the next start of kurid tries again to replace it", "pid", now.Pid,
+				"version", now.Version)
 			return true
 		}
 	}
@@ -287,7 +294,8 @@ func (c *Client) replaceAlone(ctx context.Context, o Options, p programs, old *a
 		return fault.New(fault.Unavailable, "the keeper has ended: %w", err)
 	}
 	if !pidfd.Ends(checkLimit) {
-		slog.Warn("the keeper that runs is of another build and does not end as asked: it goes on", "pid", old.Pid, "version", old.Version)
+		slog.Warn("the keeper that runs is of another build and does not end as asked: it goes on", "pid", old.Pid,
+			"version", old.Version)
 		return nil
 	}
 	slog.Info("the keeper of another build held nothing and has ended", "pid", old.Pid, "version", old.Version)
@@ -295,7 +303,8 @@ func (c *Client) replaceAlone(ctx context.Context, o Options, p programs, old *a
 }
 
 // takeOver ends a keeper without a holder, and starts one that continues with its resources.
-func (c *Client) takeOver(ctx context.Context, o Options, p programs, old *api.InfoResponse, list *api.ListResponse) error {
+func (c *Client) takeOver(ctx context.Context, o Options, p programs, old *api.InfoResponse,
+	list *api.ListResponse) error {
 	if o.Asked == nil || keepsRecords(o.StateDir, list) {
 		slog.Warn("the keeper that runs is of another build, and its holder has died: it goes on, and becomes the holder itself", "pid", old.Pid, "version", old.Version)
 		return nil
@@ -320,10 +329,12 @@ func (c *Client) takeOver(ctx context.Context, o Options, p programs, old *api.I
 		return err
 	})
 	if err != nil {
-		slog.Error("the keeper that runs is of an older release, and cannot be replaced", "pid", old.Pid, "version", old.Version, "err", err)
+		slog.Error("the keeper that runs is of an older release, and cannot be replaced", "pid", old.Pid,
+			"version", old.Version, "err", err)
 		return c.Ready(ctx, startBeat) // it continues, unless it has exited
 	}
-	slog.Info("the keeper of an older release was replaced, and has a holder from now on", "was", old.Version, "was_pid", old.Pid,
+	slog.Info("the keeper of an older release was replaced, and has a holder from now on", "was", old.Version,
+		"was_pid", old.Pid,
 		"pods", len(list.Sandboxes), "containers", len(list.Containers), "took", time.Since(begun))
 	return nil
 }

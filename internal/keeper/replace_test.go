@@ -43,7 +43,8 @@ func TestReplaceAloneWithAContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { old.Process.Kill(); old.Wait() })
-	if err := c.replaceAlone(t.Context(), Options{StateDir: dir}, programs{}, &api.InfoResponse{Pid: int32(old.Process.Pid)}); err != nil {
+	if err := c.replaceAlone(t.Context(), Options{StateDir: dir}, programs{},
+		&api.InfoResponse{Pid: int32(old.Process.Pid)}); err != nil {
 		t.Error(err)
 	}
 }
@@ -116,7 +117,8 @@ func TestDiffers(t *testing.T) {
 		return run("/proc/self/fd/3", f)
 	}
 
-	other := append(append([]byte(nil), body[:len(body)-1]...), body[len(body)-1]^1) // as long, and runs: its end is no code
+	// as long, and runs: its end is no code
+	other := append(append([]byte(nil), body[:len(body)-1]...), body[len(body)-1]^1)
 	path := install("program", body)
 	itself := run(path)
 	for name, tt := range map[string]struct {

@@ -40,7 +40,8 @@ const startLimit = 20 * time.Second
 // replaced, because it has the containers; calls of the client fail until it continues.
 func Start(ctx context.Context, o Options) (*Client, error) {
 	if err := settleTakeOver(ctx, o.StateDir); err != nil {
-		slog.Error("an interrupted take-over cannot be completed or reverted; the next start of kurid tries again", "err", err)
+		slog.Error("an interrupted take-over cannot be completed or reverted; the next start of kurid tries again",
+			"err", err)
 	}
 	c := Connect(o.StateDir)
 	err := c.Ready(ctx, startBeat)
@@ -89,8 +90,10 @@ func (c *Client) check(ctx context.Context) error {
 		return err
 	}
 	if info.Protocol != Protocol {
-		return fault.New(fault.Precondition, "the keeper at %s (pid %d, version %s) speaks protocol %d, this kurid speaks %d; "+
-			"stop its containers and end it, or run the kurid that fits it", c.socket, info.Pid, info.Version, info.Protocol, Protocol)
+		return fault.New(fault.Precondition,
+			"the keeper at %s (pid %d, version %s) speaks protocol %d, this kurid speaks %d; "+
+				"stop its containers and end it, or run the kurid that fits it", c.socket, info.Pid, info.Version, info.Protocol,
+			Protocol)
 	}
 	return nil
 }

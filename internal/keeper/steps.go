@@ -8,7 +8,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/step"
 )
 
-// stepped makes a call whose answer has the keeper's own steps. They become parts of the current step of ctx's operation.
+// stepped makes a call whose answer has the keeper's own steps. They become parts of the current
+// step of ctx's operation.
 func stepped[R interface{ GetSteps() []*api.Step }](ctx context.Context, call func() (R, error)) (R, error) {
 	asked := time.Now()
 	resp, err := call()
@@ -18,9 +19,9 @@ func stepped[R interface{ GetSteps() []*api.Step }](ctx context.Context, call fu
 	return resp, err
 }
 
-// place converts the keeper's steps, which have only relative times, to absolute times between a request and its answer. It
-// assumes that both took the same time on the way. If the work had begun before the request, because the request joined it, the
-// work ends at the answer.
+// place converts the keeper's steps, which have only relative times, to absolute times between a
+// request and its answer. It assumes that both took the same time on the way. If the work had begun
+// before the request, because the request joined it, the work ends at the answer.
 func place(reported []*api.Step, asked, answered time.Time) []step.Step {
 	if len(reported) == 0 {
 		return nil

@@ -199,7 +199,8 @@ func (c *Client) resume(ctx context.Context, id string) (int32, error) {
 	}
 	code, err := end(s.Conn)
 	if errors.Is(err, fault.NotFound) || errors.Is(err, fault.Unimplemented) {
-		return 0, fault.New(fault.Unavailable, "the keeper ended without telling the exit of what it ran, and the next one does not know it: %w", err)
+		return 0, fault.New(fault.Unavailable,
+			"the keeper ended without telling the exit of what it ran, and the next one does not know it: %w", err)
 	}
 	return code, err
 }
@@ -366,7 +367,8 @@ func end(conn *session.Conn) (int32, error) {
 		f.Close()
 	}
 	if err != nil {
-		return 0, fault.New(fault.Unavailable, "the keeper ended without telling the exit of what it ran: %w", errors.Join(errCut, err))
+		return 0, fault.New(fault.Unavailable, "the keeper ended without telling the exit of what it ran: %w",
+			errors.Join(errCut, err))
 	}
 	return reply.GetExit().GetCode(), replyError(reply)
 }

@@ -49,7 +49,8 @@ func (l *Libcontainer) Left(id string) (*Left, error) {
 	}
 	left := &Left{
 		Created: Created{
-			Pid: state.InitProcessPid, PrivatePID: state.Config.Namespaces.IsPrivate(configs.NEWPID), Cgroup: cgroup.Of(state.CgroupPaths),
+			Pid: state.InitProcessPid, PrivatePID: state.Config.Namespaces.IsPrivate(configs.NEWPID),
+			Cgroup: cgroup.Of(state.CgroupPaths),
 		},
 		Born: strconv.FormatUint(state.InitProcessStartTime, 10),
 	}

@@ -39,8 +39,10 @@ func TestWhatAFilterAllows(t *testing.T) {
 	}
 	plain, admin := filterOf(defaultProfile(t)), filterOf(defaultProfile(t, "CAP_SYS_ADMIN"))
 	arguments := filterOf(&configs.Seccomp{DefaultAction: configs.Allow, Syscalls: []*configs.Syscall{
-		{Name: "getpriority", Action: configs.Errno, Args: []*configs.Arg{{Index: 0, Value: 1 << 40, Op: configs.GreaterThanOrEqualTo}}},
-		{Name: "personality", Action: configs.Errno, Args: []*configs.Arg{{Index: 0, Value: 0xf0, ValueTwo: 0x30, Op: configs.MaskEqualTo}}},
+		{Name: "getpriority", Action: configs.Errno,
+			Args: []*configs.Arg{{Index: 0, Value: 1 << 40, Op: configs.GreaterThanOrEqualTo}}},
+		{Name: "personality", Action: configs.Errno,
+			Args: []*configs.Arg{{Index: 0, Value: 0xf0, ValueTwo: 0x30, Op: configs.MaskEqualTo}}},
 		{Name: "getppid", Action: configs.Log},
 		{Name: "getuid", Action: configs.Kill},
 	}})
@@ -70,7 +72,8 @@ func TestWhatAFilterAllows(t *testing.T) {
 			t.Errorf("%s: %t", c.name, got)
 		}
 	}
-	for name, f := range map[string]*filter{"default": plain, "default with CAP_SYS_ADMIN": admin, "of one's own": arguments} {
+	for name, f := range map[string]*filter{"default": plain, "default with CAP_SYS_ADMIN": admin,
+		"of one's own": arguments} {
 		if f.loadEarly != 1 {
 			t.Errorf("%s: it is loaded late", name)
 		}
@@ -85,7 +88,9 @@ func TestWhatAFilterAllows(t *testing.T) {
 // An invalid program ends, without a result.
 func TestRunOfRubbish(t *testing.T) {
 	random := rand.NewChaCha8([32]byte{})
-	codes := []uint16{unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, unix.BPF_JMP | unix.BPF_JA, unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, 0xffff}
+	codes := []uint16{unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, unix.BPF_ALU | unix.BPF_AND | unix.BPF_K,
+		unix.BPF_JMP | unix.BPF_JA, unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K,
+		0xffff}
 	for range 10000 {
 		program := make([]byte, random.Uint64()%100)
 		random.Read(program)

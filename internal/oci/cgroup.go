@@ -26,7 +26,8 @@ func EndExecs(home cgroup.Group, limit time.Duration, first uint64, spared []*Ru
 	dirs, err := filepath.Glob(filepath.Join(home.Dir(), "exec-*"))
 	for _, dir := range dirs {
 		number, nerr := strconv.ParseUint(strings.TrimPrefix(filepath.Base(dir), "exec-"), 10, 64)
-		if nerr != nil || number >= first || slices.ContainsFunc(spared, func(r *Running) bool { return r.cgroup.Dir() == dir }) {
+		if nerr != nil || number >= first ||
+			slices.ContainsFunc(spared, func(r *Running) bool { return r.cgroup.Dir() == dir }) {
 			continue
 		}
 		r := &Running{cgroup: home.Sub(filepath.Base(dir)), home: home.Dir()}

@@ -69,7 +69,8 @@ func TestCopierThereAndBack(t *testing.T) {
 	src, dst := t.TempDir(), t.TempDir()
 	must(t, os.MkdirAll(filepath.Join(src, "tree/sub/deep"), 0o755))
 	for name, body := range map[string]string{
-		"empty": "", "block": strings.Repeat("b", 512), "more": strings.Repeat("m", 513), "big": strings.Repeat("big ", 1<<18),
+		"empty": "", "block": strings.Repeat("b", 512), "more": strings.Repeat("m", 513), "big": strings.Repeat("big ",
+			1<<18),
 		"sub/deep/f": "chestnut", "Kastanie-süß": "süß", "-dash": "-", "with\nline": "x",
 		strings.Repeat("n", 100): "at the edge", strings.Repeat("n", 101): "beyond it", strings.Repeat("long", 60): "long",
 	} {
@@ -119,7 +120,8 @@ func TestCopierThereAndBack(t *testing.T) {
 
 // Files whose contents the kernel generates are packed completely.
 func TestCopierPacksWhatHasNoSize(t *testing.T) {
-	for _, path := range []string{"/proc/self/limits", "/proc/kallsyms", "/sys/kernel/mm/transparent_hugepage/enabled", "/proc/sys/kernel/ostype"} {
+	for _, path := range []string{"/proc/self/limits", "/proc/kallsyms", "/sys/kernel/mm/transparent_hugepage/enabled",
+		"/proc/sys/kernel/ostype"} {
 		want, err := os.ReadFile(path)
 		if err != nil {
 			t.Logf("SKIP: %s is not on this kernel: %v", path, err)
@@ -250,7 +252,8 @@ func TestCopierPacksWhatIsHostile(t *testing.T) {
 		must(t, err)
 		kinds[strings.TrimPrefix(h.Name, "d/")] = h.Typeflag
 	}
-	if kinds["fifo"] != tar.TypeFifo || kinds["socket"] != 0 || kinds["grows"] != tar.TypeReg || kinds["last"] != tar.TypeReg {
+	if kinds["fifo"] != tar.TypeFifo || kinds["socket"] != 0 || kinds["grows"] != tar.TypeReg ||
+		kinds["last"] != tar.TypeReg {
 		t.Errorf("%v", kinds)
 	}
 	if os.Geteuid() == 0 && kinds["zero"] != tar.TypeChar {
@@ -300,12 +303,16 @@ func TestCopierUnpacks(t *testing.T) {
 		"over a link":                {[]tar.Header{file("link")}, "link", 0, ""},
 		"below a file":               {[]tar.Header{file("victim/f")}, "", 1, "victim/f"},
 		"a directory over a file":    {[]tar.Header{{Typeflag: tar.TypeDir, Name: "victim"}}, "", 1, "victim"},
-		"a hard link":                {[]tar.Header{file("one"), {Typeflag: tar.TypeLink, Name: "two", Linkname: "one"}}, "two", 0, ""},
-		"a hard link to itself":      {[]tar.Header{file("one"), {Typeflag: tar.TypeLink, Name: "one", Linkname: "one"}}, "one", 0, ""},
-		"a hard link out":            {[]tar.Header{{Typeflag: tar.TypeLink, Name: "two", Linkname: "../beside"}}, "", 1, "leads out"},
-		"a device":                   {[]tar.Header{{Typeflag: tar.TypeChar, Name: "null", Devmajor: 1, Devminor: 3}, file("after")}, "after", 1, "neither file"},
-		"a symbolic link":            {[]tar.Header{{Typeflag: tar.TypeSymlink, Name: "s", Linkname: "victim"}}, "s", 0, ""},
-		"nothing":                    {nil, "", 0, ""},
+		"a hard link": {[]tar.Header{file("one"), {Typeflag: tar.TypeLink, Name: "two", Linkname: "one"}},
+			"two", 0, ""},
+		"a hard link to itself": {[]tar.Header{file("one"), {Typeflag: tar.TypeLink, Name: "one", Linkname: "one"}},
+			"one", 0, ""},
+		"a hard link out": {[]tar.Header{{Typeflag: tar.TypeLink, Name: "two", Linkname: "../beside"}}, "", 1,
+			"leads out"},
+		"a device": {[]tar.Header{{Typeflag: tar.TypeChar, Name: "null", Devmajor: 1, Devminor: 3},
+			file("after")}, "after", 1, "neither file"},
+		"a symbolic link": {[]tar.Header{{Typeflag: tar.TypeSymlink, Name: "s", Linkname: "victim"}}, "s", 0, ""},
+		"nothing":         {nil, "", 0, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			parent := t.TempDir()
@@ -319,13 +326,15 @@ func TestCopierUnpacks(t *testing.T) {
 			if code != c.code || !strings.Contains(said, c.says) || (code == 0) != (said == "") {
 				t.Errorf("exit code %d: %s", code, said)
 			}
-			if body, err := os.ReadFile(filepath.Join(dir, c.there)); c.there != "" && (err != nil || string(body) != "content") {
+			if body, err := os.ReadFile(filepath.Join(dir, c.there)); c.there != "" &&
+				(err != nil || string(body) != "content") {
 				t.Errorf("%s: %q, %v", c.there, body, err)
 			}
 			if body, err := os.ReadFile(filepath.Join(parent, "beside")); err != nil || string(body) != "whole" {
 				t.Errorf("beside it: %q, %v", body, err)
 			}
-			if got := listing(t, parent); strings.Contains(strings.Join(got, "\n"), ".kuri-cp-") || slices.ContainsFunc(got, func(s string) bool { return strings.HasSuffix(s, " up") }) {
+			if got := listing(t, parent); strings.Contains(strings.Join(got, "\n"), ".kuri-cp-") ||
+				slices.ContainsFunc(got, func(s string) bool { return strings.HasSuffix(s, " up") }) {
 				t.Errorf("there is %q", got)
 			}
 		})
@@ -334,7 +343,8 @@ func TestCopierUnpacks(t *testing.T) {
 
 // A truncated tar is reported, wherever it ends, and leaves no incomplete file.
 func TestCopierHalfATar(t *testing.T) {
-	whole := gnuTar(t, tar.Header{Typeflag: tar.TypeReg, Name: strings.Repeat("n", 150)}, tar.Header{Typeflag: tar.TypeReg, Name: "second"})
+	whole := gnuTar(t, tar.Header{Typeflag: tar.TypeReg, Name: strings.Repeat("n", 150)},
+		tar.Header{Typeflag: tar.TypeReg, Name: "second"})
 	for n := 1; n < len(whole)-1024; n += 61 {
 		dir := t.TempDir()
 		_, said, code := copier(t, bytes.NewReader(whole[:n]), "unpack", dir)
@@ -382,8 +392,10 @@ func TestCopierRefuses(t *testing.T) {
 // No tar crashes or hangs the copier. (It may write outside its directory through a link in the
 // tar, as any process of the container may.)
 func FuzzCopier(f *testing.F) {
-	f.Add(gnuTar(f, tar.Header{Typeflag: tar.TypeReg, Name: strings.Repeat("n", 150)}, tar.Header{Typeflag: tar.TypeSymlink, Name: "s", Linkname: strings.Repeat("t", 150)}), 3, byte('x'))
-	f.Add(gnuTar(f, tar.Header{Typeflag: tar.TypeDir, Name: "d"}, tar.Header{Typeflag: tar.TypeLink, Name: "d/f", Linkname: "../x"}), 124, byte(0x80))
+	f.Add(gnuTar(f, tar.Header{Typeflag: tar.TypeReg, Name: strings.Repeat("n", 150)},
+		tar.Header{Typeflag: tar.TypeSymlink, Name: "s", Linkname: strings.Repeat("t", 150)}), 3, byte('x'))
+	f.Add(gnuTar(f, tar.Header{Typeflag: tar.TypeDir, Name: "d"},
+		tar.Header{Typeflag: tar.TypeLink, Name: "d/f", Linkname: "../x"}), 124, byte(0x80))
 	f.Fuzz(func(t *testing.T, body []byte, at int, with byte) {
 		if at >= 0 && at < len(body) { // with a correct checksum
 			body = bytes.Clone(body)

@@ -17,10 +17,10 @@
 // libcontainer's otherwise: for cgroups created by systemd, SELinux labels, hooks. The function
 // beyondInit decides and returns the reason. Our own init is a child of the fork server. No program
 // is executed before the container's, and each profile is compiled into a seccomp program only
-// once. Package cgroup/creation creates the cgroups, with all limits. The process enters them itself,
-// which saves the 8 to 12 ms that moving another process takes. The records are libcontainer's, so libcontainer implements all other verbs. The
-// file "native" beside them marks a container with our own init. TestInitConformance compares the
-// two inits.
+// once. Package cgroup/creation creates the cgroups, with all limits. The process enters them
+// itself, which saves the 8 to 12 ms that moving another process takes. The records are
+// libcontainer's, so libcontainer implements all other verbs. The file "native" beside them marks a
+// container with our own init. TestInitConformance compares the two inits.
 //
 // Under systemd a limit must be a property of the container's scope, or a daemon-reload resets it.
 // The cgroup files of limits that libcontainer does not turn into properties are watched and

@@ -9,7 +9,8 @@ import (
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
-	_ "github.com/opencontainers/runc/libcontainer/nsenter" // the C half of a container's init, which enters its namespaces
+	// the C half of a container's init, which enters its namespaces
+	_ "github.com/opencontainers/runc/libcontainer/nsenter"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -133,7 +134,8 @@ const (
 
 // Create creates a container with our own init, or with libcontainer if our own does not support
 // it. See [Runtime].
-func (e *Embedded) Create(ctx context.Context, id, bundle string, spec *specs.Spec, systemdCgroup bool, stdio Stdio) (_ *Created, err error) {
+func (e *Embedded) Create(ctx context.Context, id, bundle string, spec *specs.Spec, systemdCgroup bool,
+	stdio Stdio) (_ *Created, err error) {
 	config, err := e.configure(ctx, id, bundle, spec, systemdCgroup)
 	if err != nil {
 		return nil, err

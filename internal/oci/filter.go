@@ -57,7 +57,8 @@ const recentMax = 4
 
 // keep makes a filter the newest recent one. The caller holds mu.
 func (f *filters) keep(one *filter, profile *configs.Seccomp) {
-	f.recent = append(slices.DeleteFunc(f.recent, func(o recentFilter) bool { return o.filter == one }), recentFilter{one, profile})
+	f.recent = append(slices.DeleteFunc(f.recent,
+		func(o recentFilter) bool { return o.filter == one }), recentFilter{one, profile})
 	if len(f.recent) > recentMax {
 		f.recent = slices.Delete(f.recent, 0, 1)
 	}
@@ -128,7 +129,8 @@ func makeFilter(profile []byte) (*filter, error) {
 	if err := seal.Program(cmd); err != nil {
 		return nil, fmt.Errorf("make the seccomp filter: %w", err)
 	}
-	cmd.Args[0], cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = "kuri-filter", "/", bytes.NewReader(profile), &out, &complaint
+	cmd.Args[0], cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = "kuri-filter", "/", bytes.NewReader(profile), &out,
+		&complaint
 	cmd.Env = []string{"GOGC=off", "GOMAXPROCS=2", "GODEBUG=asyncpreemptoff=1"} // see interceptor
 	if err := cmd.Run(); err != nil {
 		return nil, fmt.Errorf("make the seccomp filter: %w: %s", err, strings.TrimSpace(complaint.String()))

@@ -87,7 +87,8 @@ func TestFiltersAreShared(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for deadline := time.Now().Add(30 * time.Second); known() > recentMax && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); known() > recentMax &&
+		time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		runtime.GC()
 	}
 	if n := known(); n != recentMax {
@@ -104,7 +105,8 @@ func TestFilterFlags(t *testing.T) {
 	}{
 		{nil, 0},
 		{[]specs.LinuxSeccompFlag{"SECCOMP_FILTER_FLAG_TSYNC"}, 0},
-		{[]specs.LinuxSeccompFlag{specs.LinuxSeccompFlagLog, specs.LinuxSeccompFlagSpecAllow}, unix.SECCOMP_FILTER_FLAG_LOG | unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW},
+		{[]specs.LinuxSeccompFlag{specs.LinuxSeccompFlagLog, specs.LinuxSeccompFlagSpecAllow},
+			unix.SECCOMP_FILTER_FLAG_LOG | unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW},
 	} {
 		p := profile(configs.Errno, "getpid")
 		p.Flags = c.flags

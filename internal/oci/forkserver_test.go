@@ -26,8 +26,10 @@ func TestWhoIsBelieved(t *testing.T) {
 		want     startResult
 		failed   bool
 	}{
-		"the server, and its child":  {own, [][]byte{words('A', int32(own)), words('P', int32(own))}, startResult{passing: own, pid: own}, false},
-		"an error":                   {own, [][]byte{words('A', int32(own)), words('E', stepExec, int32(unix.ENOENT))}, startResult{passing: own, pid: own}, true},
+		"the server, and its child": {own, [][]byte{words('A', int32(own)), words('P', int32(own))},
+			startResult{passing: own, pid: own}, false},
+		"an error": {own, [][]byte{words('A', int32(own)), words('E', stepExec, int32(unix.ENOENT))},
+			startResult{passing: own, pid: own}, true},
 		"another":                    {own + 1, [][]byte{words('A', int32(own)), words('P', 1234)}, startResult{}, false},
 		"nothing, and what is cut":   {own + 1, [][]byte{{}, {'A'}, words('P')}, startResult{}, false},
 		"an error of whom it may be": {own + 1, [][]byte{words('E', stepExec, int32(unix.ENOENT))}, startResult{}, true},
@@ -37,7 +39,8 @@ func TestWhoIsBelieved(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := errors.Join(unix.SetNonblock(pair[0], true), unix.SetsockoptInt(pair[0], unix.SOL_SOCKET, unix.SO_PASSCRED, 1)); err != nil {
+			if err := errors.Join(unix.SetNonblock(pair[0], true), unix.SetsockoptInt(pair[0], unix.SOL_SOCKET, unix.SO_PASSCRED,
+				1)); err != nil {
 				t.Fatal(err)
 			}
 			talk := os.NewFile(uintptr(pair[0]), "talk")

@@ -174,7 +174,8 @@ func (h *cgroupFiles) written(watch int32, mask uint32) {
 
 func (f heldFile) restore() {
 	if err := f.putBack(); err != nil {
-		slog.Error("systemd has written over a limit, and it cannot be put back", "container", f.id, "file", f.path, "limit", f.want, "err", err)
+		slog.Error("systemd has written over a limit, and it cannot be put back", "container", f.id, "file", f.path,
+			"limit", f.want, "err", err)
 	}
 }
 

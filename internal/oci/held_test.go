@@ -23,7 +23,8 @@ func TestFilesToHold(t *testing.T) {
 	if got := toHold(config, map[string]string{"memory": dir}); len(got) != 0 {
 		t.Errorf("on v1: %v", got)
 	}
-	group, weight, bfq := filepath.Join(dir, "memory.oom.group"), filepath.Join(dir, "io.weight"), filepath.Join(dir, "io.bfq.weight")
+	group, weight, bfq := filepath.Join(dir, "memory.oom.group"), filepath.Join(dir, "io.weight"), filepath.Join(dir,
+		"io.bfq.weight")
 	if got := toHold(config, paths); len(got) != 2 || got[group] != "1" || got[weight] != "10000" {
 		t.Errorf("%v", got)
 	}

@@ -110,7 +110,8 @@ func restoreStartLine(dir string, pid int) error {
 		path := filepath.Join(fds, e.Name())
 		var st unix.Stat_t
 		name, err := os.Readlink(path)
-		if err != nil || !strings.Contains(filepath.Base(name), startFile) || unix.Stat(path, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
+		if err != nil || !strings.Contains(filepath.Base(name), startFile) || unix.Stat(path, &st) != nil ||
+			st.Mode&unix.S_IFMT != unix.S_IFIFO {
 			continue
 		}
 		args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))

@@ -21,7 +21,8 @@ import (
 func decoder(t testing.TB) string {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "decode")
-	cc := exec.Command("cc", "-g", "-Wall", "-Wextra", "-Wno-unused-function", "-fsanitize=address,undefined", "-fno-sanitize-recover",
+	cc := exec.Command("cc", "-g", "-Wall", "-Wextra", "-Wno-unused-function", "-fsanitize=address,undefined",
+		"-fno-sanitize-recover",
 		"-o", program, "testdata/decode.c")
 	if out, err := cc.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -68,28 +69,36 @@ func decode(t testing.TB, program string, flags byte, body []byte) (string, erro
 func testRequest(t testing.TB) []byte {
 	t.Helper()
 	umask, oom := uint32(0o027), 321
-	caps := &specs.LinuxCapabilities{Bounding: []string{"CAP_CHOWN", "CAP_KILL"}, Effective: []string{"CAP_CHOWN"}, Permitted: []string{"CAP_CHOWN"}}
+	caps := &specs.LinuxCapabilities{Bounding: []string{"CAP_CHOWN", "CAP_KILL"}, Effective: []string{"CAP_CHOWN"},
+		Permitted: []string{"CAP_CHOWN"}}
 	spec := &specs.Spec{
 		Process: &specs.Process{
 			Args: []string{"/bin/sh", "-c", "true"}, Env: []string{"PATH=/bin", "A=1", "A=2"}, Cwd: "/work", Capabilities: caps,
 			User:    specs.User{UID: 1000, GID: 1001, AdditionalGids: []uint32{7, 8}, Umask: &umask},
 			Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 100, Hard: 200}}, NoNewPrivileges: true,
 		},
-		Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.UserNamespace, Path: "/proc/self/ns/user"}}},
+		Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace},
+			{Type: specs.UserNamespace, Path: "/proc/self/ns/user"}}},
 	}
 	config := &configs.Config{
-		UIDMappings: []configs.IDMap{{HostID: 1 << 20, Size: 5000}}, GIDMappings: []configs.IDMap{{HostID: 1 << 20, Size: 5000}},
-		Rootfs: "/state/mounts/x/rootfs", Readonlyfs: true, OomScoreAdj: &oom, Hostname: "web",
-		Namespaces: configs.Namespaces{{Type: configs.NEWPID}, {Type: configs.NEWNS}, {Type: configs.NEWUTS, Path: "/proc/self/ns/uts"}, {Type: configs.NEWIPC}, {Type: configs.NEWUSER, Path: "/proc/self/ns/user"}},
-		MaskPaths:  []string{"/proc/kcore", "/proc//kcore"}, ReadonlyPaths: []string{"/proc/sys"},
+		UIDMappings: []configs.IDMap{{HostID: 1 << 20, Size: 5000}},
+		GIDMappings: []configs.IDMap{{HostID: 1 << 20, Size: 5000}},
+		Rootfs:      "/state/mounts/x/rootfs", Readonlyfs: true, OomScoreAdj: &oom, Hostname: "web",
+		Namespaces: configs.Namespaces{{Type: configs.NEWPID}, {Type: configs.NEWNS}, {Type: configs.NEWUTS,
+			Path: "/proc/self/ns/uts"}, {Type: configs.NEWIPC}, {Type: configs.NEWUSER, Path: "/proc/self/ns/user"}},
+		MaskPaths: []string{"/proc/kcore", "/proc//kcore"}, ReadonlyPaths: []string{"/proc/sys"},
 		Mounts: []*configs.Mount{
 			{Source: "proc", Destination: "/proc", Device: "proc"},
-			{Source: "tmpfs", Destination: "/dev", Device: "tmpfs", Flags: unix.MS_NOSUID | unix.MS_RDONLY, Data: "mode=755,size=65536k"},
-			{Source: "/src", Destination: "/a", Device: "bind", Flags: unix.MS_BIND | unix.MS_REC | unix.MS_RDONLY, PropagationFlags: []int{unix.MS_PRIVATE | unix.MS_REC},
-				IDMapping: &configs.MountIDMapping{Recursive: true}},
-			{Source: "/src", Destination: "/b", Device: "bind", Flags: unix.MS_BIND, ClearedFlags: unix.MS_RDONLY, RecAttr: &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}},
+			{Source: "tmpfs", Destination: "/dev", Device: "tmpfs", Flags: unix.MS_NOSUID | unix.MS_RDONLY,
+				Data: "mode=755,size=65536k"},
+			{Source: "/src", Destination: "/a", Device: "bind", Flags: unix.MS_BIND | unix.MS_REC | unix.MS_RDONLY,
+				PropagationFlags: []int{unix.MS_PRIVATE | unix.MS_REC},
+				IDMapping:        &configs.MountIDMapping{Recursive: true}},
+			{Source: "/src", Destination: "/b", Device: "bind", Flags: unix.MS_BIND, ClearedFlags: unix.MS_RDONLY,
+				RecAttr: &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}},
 		},
-		Devices: []*devices.Device{{Path: "/dev/null", FileMode: 0o666, Rule: devices.Rule{Type: devices.CharDevice, Major: 1, Minor: 3}}},
+		Devices: []*devices.Device{{Path: "/dev/null", FileMode: 0o666,
+			Rule: devices.Rule{Type: devices.CharDevice, Major: 1, Minor: 3}}},
 	}
 	n := &native{id: "x", dir: "/state/x", paths: map[string]string{"cpu": "/cg/cpu/x", "pids": "/cg/pids/x"}}
 	body, joined, err := n.request(spec, config)
@@ -170,7 +179,8 @@ func TestStepsAgree(t *testing.T) {
 		t.Fatalf("%d steps there, %d here: %v", len(names), len(steps)-1, names)
 	}
 	for name, number := range map[string]int{
-		"JOIN": stepJoin, "FORK": stepFork, "DIRECTORY": stepCwd, "SEARCH": stepSearch, "EXEC": stepExec, "CONSOLE": stepConsole, "MOUNT": stepMount, "IDMAP": stepIDMap,
+		"JOIN": stepJoin, "FORK": stepFork, "DIRECTORY": stepCwd, "SEARCH": stepSearch, "EXEC": stepExec,
+		"CONSOLE": stepConsole, "MOUNT": stepMount, "IDMAP": stepIDMap,
 	} {
 		if names[number-1] != name {
 			t.Errorf("step %d is %s there, %s here", number, names[number-1], name)

@@ -50,7 +50,8 @@ func instructions(program []byte) []unix.SockFilter {
 	all := make([]unix.SockFilter, len(program)/instructionSize)
 	for i := range all {
 		b := program[i*instructionSize:]
-		all[i] = unix.SockFilter{Code: binary.NativeEndian.Uint16(b), Jt: b[2], Jf: b[3], K: binary.NativeEndian.Uint32(b[4:])}
+		all[i] = unix.SockFilter{Code: binary.NativeEndian.Uint16(b), Jt: b[2], Jf: b[3],
+			K: binary.NativeEndian.Uint32(b[4:])}
 	}
 	return all
 }

@@ -38,7 +38,8 @@ func originalOf(t *testing.T, p *configs.Seccomp) []byte {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("/proc/self/exe", originalMode)
-	cmd.Stdin, cmd.Stderr, cmd.Env = bytes.NewReader(encoded), os.Stderr, []string{"GOGC=off", "GOMAXPROCS=2", "GODEBUG=asyncpreemptoff=1"}
+	cmd.Stdin, cmd.Stderr, cmd.Env = bytes.NewReader(encoded), os.Stderr, []string{"GOGC=off", "GOMAXPROCS=2",
+		"GODEBUG=asyncpreemptoff=1"}
 	program, err := cmd.Output()
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +60,8 @@ type comparison struct {
 
 func newComparison(one, other []byte, seed uint64) *comparison {
 	c := &comparison{one: one, other: other, most: 1 << 14, random: rand.New(rand.NewPCG(seed, 2))}
-	c.arches, c.numbers, c.halves = []uint32{0, unix.AUDIT_ARCH_AARCH64}, []uint32{math.MaxUint32}, []uint32{0, 1, math.MaxUint32}
+	c.arches, c.numbers, c.halves = []uint32{0, unix.AUDIT_ARCH_AARCH64}, []uint32{math.MaxUint32}, []uint32{0, 1,
+		math.MaxUint32}
 	loaded := uint32(archOffset)
 	for _, in := range append(instructions(one), instructions(other)...) {
 		near := []uint32{in.K - 1, in.K, in.K + 1}
@@ -113,7 +115,8 @@ func (c *comparison) call(arch, number uint32) error {
 		data := c.data(arch, number, n)
 		want, wok := run(c.one, data)
 		if got, ok := run(c.other, data); got != want || ok != wok {
-			return fmt.Errorf("architecture %#x, system call %d, arguments %x: %#x %t, not %#x %t", arch, number, data[16:], got, ok, want, wok)
+			return fmt.Errorf("architecture %#x, system call %d, arguments %x: %#x %t, not %#x %t", arch, number, data[16:], got,
+				ok, want, wok)
 		}
 		results[want] = true
 		if len(results) > 1 {
@@ -167,10 +170,13 @@ func wantAccepted(t *testing.T, name string, program []byte) {
 // accepted by the kernel.
 func TestSimplifiedFiltersAgree(t *testing.T) {
 	arguments := &configs.Seccomp{DefaultAction: configs.Allow, Syscalls: []*configs.Syscall{
-		{Name: "getpriority", Action: configs.Errno, Args: []*configs.Arg{{Index: 0, Value: 1 << 40, Op: configs.GreaterThanOrEqualTo}}},
-		{Name: "personality", Action: configs.Errno, Args: []*configs.Arg{{Index: 0, Value: 0xf0, ValueTwo: 0x30, Op: configs.MaskEqualTo}}},
+		{Name: "getpriority", Action: configs.Errno,
+			Args: []*configs.Arg{{Index: 0, Value: 1 << 40, Op: configs.GreaterThanOrEqualTo}}},
+		{Name: "personality", Action: configs.Errno,
+			Args: []*configs.Arg{{Index: 0, Value: 0xf0, ValueTwo: 0x30, Op: configs.MaskEqualTo}}},
 		{Name: "socket", Action: configs.Errno, Args: []*configs.Arg{
-			{Index: 0, Value: 40, Op: configs.EqualTo}, {Index: 1, Value: 3, Op: configs.LessThan}, {Index: 2, Value: 7, Op: configs.NotEqualTo},
+			{Index: 0, Value: 40, Op: configs.EqualTo}, {Index: 1, Value: 3, Op: configs.LessThan}, {Index: 2, Value: 7,
+				Op: configs.NotEqualTo},
 		}},
 		{Name: "getppid", Action: configs.Log},
 		{Name: "getuid", Action: configs.Kill},
@@ -243,7 +249,8 @@ func FuzzSimplify(f *testing.F) {
 // compare the architecture or the number with small values.
 func randomProgram(random *rand.Rand, length int) []unix.SockFilter {
 	length = max(length, 4)
-	results := []uint32{unix.SECCOMP_RET_ALLOW, unix.SECCOMP_RET_KILL_PROCESS, unix.SECCOMP_RET_ERRNO | 1, unix.SECCOMP_RET_ERRNO | 38}
+	results := []uint32{unix.SECCOMP_RET_ALLOW, unix.SECCOMP_RET_KILL_PROCESS, unix.SECCOMP_RET_ERRNO | 1,
+		unix.SECCOMP_RET_ERRNO | 38}
 	compares := []uint16{jumpEqual, jumpEqual, jumpEqual, jumpAbove, jumpFrom, jumpIfBits}
 	values := []uint32{0, 1, 1 << 30, 2 << 30, 3 << 30, math.MaxUint32, 100, 101, 102, 107}
 	program := make([]unix.SockFilter, length)
@@ -263,7 +270,8 @@ func randomProgram(random *rand.Rand, length int) []unix.SockFilter {
 		case kind == 8 && random.IntN(8) == 0:
 			*in = unix.SockFilter{Code: andK, K: random.Uint32()}
 		default:
-			in.Code, in.Jt, in.Jf, in.K = compares[random.IntN(len(compares))], uint8(far()), uint8(far()), values[random.IntN(len(values))]
+			in.Code, in.Jt, in.Jf, in.K = compares[random.IntN(len(compares))], uint8(far()), uint8(far()),
+				values[random.IntN(len(values))]
 			if in.Code == jumpIfBits {
 				in.K = 1 << 30
 			} else if random.IntN(2) == 0 {

@@ -49,7 +49,8 @@ func (l *Libcontainer) Update(id string, limits *specs.LinuxResources, oomScoreA
 	}
 	r := next.Cgroups.Resources
 	want := cgroup.Changed(state.CgroupPaths, limits, cgroup.Limits{
-		CPUShares: r.CpuShares, CPUWeight: r.CpuWeight, CPUQuota: r.CpuQuota, CPUPeriod: r.CpuPeriod, Memory: r.Memory, MemorySwap: r.MemorySwap,
+		CPUShares: r.CpuShares, CPUWeight: r.CpuWeight, CPUQuota: r.CpuQuota, CPUPeriod: r.CpuPeriod, Memory: r.Memory,
+		MemorySwap: r.MemorySwap,
 	})
 	if err := want.Fits(); err != nil {
 		return err
@@ -74,7 +75,8 @@ func (l *Libcontainer) Update(id string, limits *specs.LinuxResources, oomScoreA
 	// The runtime's own record of the limits is restored first, then the files and scores that it
 	// does not cover.
 	_ = set(c, old)
-	if back := errors.Join(before.Restore(), scores.restore(), l.held.hold(id, toHold(&old, state.CgroupPaths))); back != nil {
+	if back := errors.Join(before.Restore(), scores.restore(),
+		l.held.hold(id, toHold(&old, state.CgroupPaths))); back != nil {
 		return fmt.Errorf("%w; and not all could be put back: %w", err, back)
 	}
 	return fmt.Errorf("%w; nothing was changed", err)

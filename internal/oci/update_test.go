@@ -16,12 +16,15 @@ func TestNoSwapIsAProperty(t *testing.T) {
 		group cgroups.Cgroup
 		want  bool
 	}{
-		"none":             {cgroups.Cgroup{Systemd: true, Resources: &cgroups.Resources{Memory: 1 << 20, MemorySwap: 1 << 20}}, true},
-		"some":             {cgroups.Cgroup{Systemd: true, Resources: &cgroups.Resources{Memory: 1 << 20, MemorySwap: 2 << 20}}, false},
-		"unlimited":        {cgroups.Cgroup{Systemd: true, Resources: &cgroups.Resources{Memory: -1, MemorySwap: -1}}, false},
-		"not limited":      {cgroups.Cgroup{Systemd: true, Resources: &cgroups.Resources{}}, false},
-		"without systemd":  {cgroups.Cgroup{Resources: &cgroups.Resources{Memory: 1 << 20, MemorySwap: 1 << 20}}, false},
-		"said by the file": {cgroups.Cgroup{Systemd: true, Resources: &cgroups.Resources{Memory: 1 << 20, MemorySwap: 1 << 20, Unified: map[string]string{"memory.swap.max": "0"}}}, false},
+		"none": {cgroups.Cgroup{Systemd: true,
+			Resources: &cgroups.Resources{Memory: 1 << 20, MemorySwap: 1 << 20}}, true},
+		"some": {cgroups.Cgroup{Systemd: true,
+			Resources: &cgroups.Resources{Memory: 1 << 20, MemorySwap: 2 << 20}}, false},
+		"unlimited":       {cgroups.Cgroup{Systemd: true, Resources: &cgroups.Resources{Memory: -1, MemorySwap: -1}}, false},
+		"not limited":     {cgroups.Cgroup{Systemd: true, Resources: &cgroups.Resources{}}, false},
+		"without systemd": {cgroups.Cgroup{Resources: &cgroups.Resources{Memory: 1 << 20, MemorySwap: 1 << 20}}, false},
+		"said by the file": {cgroups.Cgroup{Systemd: true, Resources: &cgroups.Resources{Memory: 1 << 20, MemorySwap: 1 << 20,
+			Unified: map[string]string{"memory.swap.max": "0"}}}, false},
 	} {
 		if got := swapProperty(&c.group); (got != nil) != c.want {
 			t.Errorf("%s: %v", name, got)

@@ -176,7 +176,8 @@ func TestALargeDirectoryDelaysNobody(t *testing.T) {
 		t.Errorf("%d inodes, want %d, quick: %t", got.inodes, want, of.quick())
 	}
 	// The next count is due after a multiple of the duration of the last one.
-	if of.stale(time.Now()) || of.stale(got.at.Add(countShare*got.took-1)) || !of.stale(got.at.Add(max(countAge, countShare*got.took))) {
+	if of.stale(time.Now()) || of.stale(got.at.Add(countShare*got.took-1)) ||
+		!of.stale(got.at.Add(max(countAge, countShare*got.took))) {
 		t.Errorf("stale: %+v", got)
 	}
 }

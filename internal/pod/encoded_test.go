@@ -55,17 +55,22 @@ func BenchmarkLists(b *testing.B) {
 	for range 1000 {
 		v := &p.view
 		s := &Sandbox{view: v, containers: map[string]*Container{}}
-		s.rec.Store(&SandboxRecord{ID: newID(), State: NotReady, Config: message[*runtime.PodSandboxConfig]{&runtime.PodSandboxConfig{
-			Metadata: &runtime.PodSandboxMetadata{Name: "a-pod-with-a-name", Namespace: "namespace", Uid: newID()[:36]},
-			Labels:   map[string]string{"app": "one", "io.kubernetes.pod.name": "a-pod-with-a-name", "io.kubernetes.pod.namespace": "namespace"},
-		}}})
+		s.rec.Store(&SandboxRecord{ID: newID(), State: NotReady,
+			Config: message[*runtime.PodSandboxConfig]{&runtime.PodSandboxConfig{
+				Metadata: &runtime.PodSandboxMetadata{Name: "a-pod-with-a-name", Namespace: "namespace", Uid: newID()[:36]},
+				Labels: map[string]string{"app": "one", "io.kubernetes.pod.name": "a-pod-with-a-name",
+					"io.kubernetes.pod.namespace": "namespace"},
+			}}})
 		p.add(s)
 		for range 3 {
-			c := newContainer(p.paths, s, &ContainerRecord{ID: newID(), SandboxID: s.Record().ID, State: Exited, Config: message[*runtime.ContainerConfig]{&runtime.ContainerConfig{
-				Metadata:    &runtime.ContainerMetadata{Name: "container"},
-				Labels:      map[string]string{"io.kubernetes.container.name": "container", "io.kubernetes.pod.name": "a-pod-with-a-name", "io.kubernetes.pod.namespace": "namespace"},
-				Annotations: map[string]string{"io.kubernetes.container.hash": "12345678", "io.kubernetes.container.restartCount": "0"},
-			}}})
+			c := newContainer(p.paths, s, &ContainerRecord{ID: newID(), SandboxID: s.Record().ID, State: Exited,
+				Config: message[*runtime.ContainerConfig]{&runtime.ContainerConfig{
+					Metadata: &runtime.ContainerMetadata{Name: "container"},
+					Labels: map[string]string{"io.kubernetes.container.name": "container",
+						"io.kubernetes.pod.name": "a-pod-with-a-name", "io.kubernetes.pod.namespace": "namespace"},
+					Annotations: map[string]string{"io.kubernetes.container.hash": "12345678",
+						"io.kubernetes.container.restartCount": "0"},
+				}}})
 			p.addContainer(c)
 		}
 	}

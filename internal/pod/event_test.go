@@ -98,7 +98,8 @@ func TestEventsTellALifeInOrder(t *testing.T) {
 			states = append(states, c.State)
 		}
 		w := want[i]
-		if e.Type != w.what || e.ID != w.id || e.Sandbox.ID != pod || e.Sandbox.State != w.sandbox || !slices.Equal(states, w.containers) {
+		if e.Type != w.what || e.ID != w.id || e.Sandbox.ID != pod || e.Sandbox.State != w.sandbox ||
+			!slices.Equal(states, w.containers) {
 			t.Errorf("event %d: %s of %.8s, pod %s, containers %v; want %+v", i, e.Type, e.ID, e.Sandbox.State, states, w)
 		}
 	}
@@ -197,7 +198,8 @@ func TestASlowReaderIsTold(t *testing.T) {
 		take(t, quick, 4)
 	}
 	for range 2 {
-		if _, err := slow.Next(t.Context()); !errors.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "events were missed") {
+		if _, err := slow.Next(t.Context()); !errors.Is(err, fault.Exhausted) ||
+			!strings.Contains(err.Error(), "events were missed") {
 			t.Errorf("a slow reader: %v", err)
 		}
 	}

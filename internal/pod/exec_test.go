@@ -25,13 +25,15 @@ func TestExecsTakeTurns(t *testing.T) {
 	// One exec too many waits for its timeout, and its error says what to do.
 	begin := time.Now()
 	_, err = turns.take(t.Context(), 50*time.Millisecond)
-	if !errors.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "pod.max_execs") || time.Since(begin) < 50*time.Millisecond {
+	if !errors.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "pod.max_execs") ||
+		time.Since(begin) < 50*time.Millisecond {
 		t.Errorf("%v after %s", err, time.Since(begin))
 	}
 	// Or it waits as long as its caller.
 	gone, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, err = turns.take(gone, time.Minute); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, fault.Exhausted) {
+	if _, err = turns.take(gone, time.Minute); !errors.Is(err, context.DeadlineExceeded) ||
+		errors.Is(err, fault.Exhausted) {
 		t.Error(err)
 	}
 

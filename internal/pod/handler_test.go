@@ -12,7 +12,8 @@ import (
 )
 
 func TestHandlers(t *testing.T) {
-	p := &Pods{Options: Options{Handlers: withDefault(map[string]Handler{"red": {}, "blue": {CNIConfDir: "/etc/cni/blue.d"}})}}
+	p := &Pods{Options: Options{Handlers: withDefault(map[string]Handler{"red": {},
+		"blue": {CNIConfDir: "/etc/cni/blue.d"}})}}
 	if names := p.HandlerNames(); !slices.Equal(names, []string{"", "blue", "red"}) {
 		t.Errorf("names %q", names)
 	}
@@ -21,7 +22,8 @@ func TestHandlers(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if _, err := p.Handler("green"); !errors.Is(err, fault.NotFound) || !strings.Contains(err.Error(), `"green"`) || !strings.Contains(err.Error(), "blue, red") {
+	if _, err := p.Handler("green"); !errors.Is(err, fault.NotFound) || !strings.Contains(err.Error(), `"green"`) ||
+		!strings.Contains(err.Error(), "blue, red") {
 		t.Errorf("an unknown handler: %v", err)
 	}
 	p.Handlers = withDefault(nil)
@@ -34,17 +36,21 @@ func TestHandlers(t *testing.T) {
 // applies.
 func TestAPodKeepsItsHandler(t *testing.T) {
 	config := message[*runtime.PodSandboxConfig]{&runtime.PodSandboxConfig{}}
-	p := &Pods{Options: Options{Handlers: withDefault(map[string]Handler{"blue": {CNIConfDir: "/etc/cni/blue.d", Platform: "linux/arm64"}})}}
+	p := &Pods{Options: Options{Handlers: withDefault(map[string]Handler{"blue": {CNIConfDir: "/etc/cni/blue.d",
+		Platform: "linux/arm64"}})}}
 	for _, c := range []struct {
 		name string
 		r    SandboxRecord
 		want Handler
 	}{
 		{"the default one", SandboxRecord{Resolved: &Handler{}}, Handler{}},
-		{"one that was changed", SandboxRecord{Handler: "blue", Resolved: &Handler{CNIConfDir: "/etc/cni/old.d"}}, Handler{CNIConfDir: "/etc/cni/old.d"}},
-		{"one that is gone", SandboxRecord{Handler: "red", Resolved: &Handler{Platform: "linux/arm64"}}, Handler{Platform: "linux/arm64"}},
+		{"one that was changed", SandboxRecord{Handler: "blue", Resolved: &Handler{CNIConfDir: "/etc/cni/old.d"}},
+			Handler{CNIConfDir: "/etc/cni/old.d"}},
+		{"one that is gone", SandboxRecord{Handler: "red", Resolved: &Handler{Platform: "linux/arm64"}},
+			Handler{Platform: "linux/arm64"}},
 		{"the default one, by name", SandboxRecord{}, Handler{}},
-		{"one that is there, by name", SandboxRecord{Handler: "blue"}, Handler{CNIConfDir: "/etc/cni/blue.d", Platform: "linux/arm64"}},
+		{"one that is there, by name", SandboxRecord{Handler: "blue"},
+			Handler{CNIConfDir: "/etc/cni/blue.d", Platform: "linux/arm64"}},
 		{"one that is gone, by name", SandboxRecord{Handler: "red"}, Handler{}},
 	} {
 		c.r.ID, c.r.Config = newID(), config

@@ -23,7 +23,8 @@ func loadable(t testing.TB, root, state string) *Pods {
 		t.Fatal(err)
 	}
 	t.Cleanup(layers.Close)
-	return &Pods{Options: Options{Root: root, State: state, Layers: layers}, paths: paths{root: root, state: state}, view: newView(), closing: make(chan struct{})}
+	return &Pods{Options: Options{Root: root, State: state, Layers: layers}, paths: paths{root: root, state: state},
+		view: newView(), closing: make(chan struct{})}
 }
 
 // writeMany writes the records of pods with three containers each, of the size of a kubelet's.
@@ -31,33 +32,44 @@ func writeMany(t testing.TB, p paths, count int) (pods []string) {
 	t.Helper()
 	for n := range count {
 		meta := &runtime.PodSandboxMetadata{Name: fmt.Sprint("web-7c5ddbdf54-", n), Namespace: "default", Uid: newID()[:32]}
-		s := &SandboxRecord{ID: newID(), State: Ready, CreatedAt: time.Now().UnixNano(), BootID: "boot", NetnsPath: "/run/netns/kuri-x",
+		s := &SandboxRecord{ID: newID(), State: Ready, CreatedAt: time.Now().UnixNano(), BootID: "boot",
+			NetnsPath:    "/run/netns/kuri-x",
 			CgroupParent: "/kubepods/burstable/pod" + meta.Uid}
 		s.Config = message[*runtime.PodSandboxConfig]{&runtime.PodSandboxConfig{
 			Metadata: meta, Hostname: meta.Name, LogDirectory: "/var/log/pods/default_" + meta.Name, Labels: podLabels(meta),
-			DnsConfig:   &runtime.DNSConfig{Servers: []string{"10.96.0.10"}, Searches: []string{"default.svc.cluster.local", "svc.cluster.local"}, Options: []string{"ndots:5"}},
-			Annotations: map[string]string{"kubernetes.io/config.seen": "2026-11-30T06:00:00Z", "kubernetes.io/config.source": "api"},
-			Linux:       &runtime.LinuxPodSandboxConfig{CgroupParent: s.CgroupParent, SecurityContext: &runtime.LinuxSandboxSecurityContext{NamespaceOptions: &runtime.NamespaceOption{}}},
+			DnsConfig: &runtime.DNSConfig{Servers: []string{"10.96.0.10"},
+				Searches: []string{"default.svc.cluster.local", "svc.cluster.local"}, Options: []string{"ndots:5"}},
+			Annotations: map[string]string{"kubernetes.io/config.seen": "2026-11-30T06:00:00Z",
+				"kubernetes.io/config.source": "api"},
+			Linux: &runtime.LinuxPodSandboxConfig{CgroupParent: s.CgroupParent,
+				SecurityContext: &runtime.LinuxSandboxSecurityContext{NamespaceOptions: &runtime.NamespaceOption{}}},
 		}}
 		for _, dir := range []string{p.podDir(s.ID), p.podState(s.ID)} {
 			must(t, os.MkdirAll(dir, 0o700))
 		}
 		must(t, p.writeSandbox(s))
 		for i := range 3 {
-			c := &ContainerRecord{ID: newID(), SandboxID: s.ID, State: Running, ImageID: "sha256:1", ImageName: "registry.k8s.io/web:1", Pid: 100,
-				Layers: []digest.Digest{digest.FromString("a"), digest.FromString("b"), digest.FromString("c")}, CgroupsPath: s.CgroupParent + "/x",
-				StopSignal: 15, StopName: "SIGNAL_SIGTERM", CreatedAt: s.CreatedAt, StartedAt: s.CreatedAt}
+			c := &ContainerRecord{ID: newID(), SandboxID: s.ID, State: Running, ImageID: "sha256:1",
+				ImageName: "registry.k8s.io/web:1", Pid: 100,
+				Layers:      []digest.Digest{digest.FromString("a"), digest.FromString("b"), digest.FromString("c")},
+				CgroupsPath: s.CgroupParent + "/x",
+				StopSignal:  15, StopName: "SIGNAL_SIGTERM", CreatedAt: s.CreatedAt, StartedAt: s.CreatedAt}
 			config := &runtime.ContainerConfig{
-				Metadata: &runtime.ContainerMetadata{Name: fmt.Sprint("c", i)}, Image: &runtime.ImageSpec{Image: "sha256:1"}, Command: []string{"/web"},
-				Args: []string{"--port", "8080"}, WorkingDir: "/", Labels: podLabels(meta), LogPath: "c/0.log",
-				Linux: &runtime.LinuxContainerConfig{Resources: &runtime.LinuxContainerResources{CpuShares: 100, MemoryLimitInBytes: 64 << 20},
-					SecurityContext: &runtime.LinuxContainerSecurityContext{RunAsUser: &runtime.Int64Value{Value: 1000}, MaskedPaths: []string{"/proc/kcore", "/proc/keys"}}},
+				Metadata: &runtime.ContainerMetadata{Name: fmt.Sprint("c", i)}, Image: &runtime.ImageSpec{Image: "sha256:1"},
+				Command: []string{"/web"},
+				Args:    []string{"--port", "8080"}, WorkingDir: "/", Labels: podLabels(meta), LogPath: "c/0.log",
+				Linux: &runtime.LinuxContainerConfig{Resources: &runtime.LinuxContainerResources{CpuShares: 100,
+					MemoryLimitInBytes: 64 << 20},
+					SecurityContext: &runtime.LinuxContainerSecurityContext{RunAsUser: &runtime.Int64Value{Value: 1000},
+						MaskedPaths: []string{"/proc/kcore", "/proc/keys"}}},
 			}
 			for e := range 20 {
-				config.Envs = append(config.Envs, &runtime.KeyValue{Key: fmt.Sprint("KUBERNETES_SERVICE_PORT_", e), Value: []byte("tcp://10.96.0.1:443")})
+				config.Envs = append(config.Envs, &runtime.KeyValue{Key: fmt.Sprint("KUBERNETES_SERVICE_PORT_", e),
+					Value: []byte("tcp://10.96.0.1:443")})
 			}
 			for m := range 4 {
-				config.Mounts = append(config.Mounts, &runtime.Mount{ContainerPath: fmt.Sprint("/var/run/secrets/", m), HostPath: fmt.Sprint("/var/lib/kubelet/pods/", meta.Uid, "/volumes/", m), Readonly: true})
+				config.Mounts = append(config.Mounts, &runtime.Mount{ContainerPath: fmt.Sprint("/var/run/secrets/", m),
+					HostPath: fmt.Sprint("/var/lib/kubelet/pods/", meta.Uid, "/volumes/", m), Readonly: true})
 			}
 			c.Config = message[*runtime.ContainerConfig]{config}
 			for _, dir := range []string{p.containerDir(s.ID, c.ID), p.bundle(s.ID, c.ID)} {
@@ -93,7 +105,8 @@ func TestManyRecordsAreLoaded(t *testing.T) {
 	spoil(p.paths.podRecord(pods[3]))
 	spoil(p.paths.podCopy(pods[3]))
 	lost, torn := containers(pods[4])[0], containers(pods[5])[1]
-	must(t, errors.Join(os.Remove(p.paths.containerRecord(pods[4], lost)), os.Remove(p.paths.containerCopy(pods[4], lost))))
+	must(t, errors.Join(os.Remove(p.paths.containerRecord(pods[4], lost)),
+		os.Remove(p.paths.containerCopy(pods[4], lost))))
 	spoil(p.paths.containerRecord(pods[5], torn))
 	spoil(p.paths.containerCopy(pods[5], torn))
 

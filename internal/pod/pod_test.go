@@ -69,7 +69,8 @@ func TestAnEndThatCannotBeRecordedHappens(t *testing.T) {
 	if err := s.become(NotReady, nil); err == nil || s.Record().State != NotReady {
 		t.Errorf("err %v, state %s", err, s.Record().State)
 	}
-	if err := c.become(Exited, func(r *ContainerRecord) { r.ExitCode = 3 }); err == nil || c.Record().State != Exited || c.Record().ExitCode != 3 {
+	if err := c.become(Exited, func(r *ContainerRecord) { r.ExitCode = 3 }); err == nil || c.Record().State != Exited ||
+		c.Record().ExitCode != 3 {
 		t.Errorf("err %v, state %s", err, c.Record().State)
 	}
 	<-c.exited
@@ -111,7 +112,8 @@ func TestRecordsSurviveWithEveryByte(t *testing.T) {
 		Labels:   map[string]string{"a/b": "c"},
 	}
 	path := filepath.Join(t.TempDir(), "container.json")
-	if err := record.Write(path, containerFormat, &ContainerRecord{ID: "x", Config: message[*runtime.ContainerConfig]{cfg}, StopSignal: 15}); err != nil {
+	if err := record.Write(path, containerFormat, &ContainerRecord{ID: "x", Config: message[*runtime.ContainerConfig]{cfg},
+		StopSignal: 15}); err != nil {
 		t.Fatal(err)
 	}
 	var got ContainerRecord
@@ -135,7 +137,8 @@ func TestFindTakesUnambiguousBeginnings(t *testing.T) {
 			t.Errorf("%s: %d, %v", id, got, err)
 		}
 	}
-	for id, kind := range map[string]fault.Kind{"abcd": fault.Invalid, "0000": fault.NotFound, "ff": fault.NotFound, "": fault.NotFound} {
+	for id, kind := range map[string]fault.Kind{"abcd": fault.Invalid, "0000": fault.NotFound, "ff": fault.NotFound,
+		"": fault.NotFound} {
 		if _, err := find(m, "pod", id); !errors.Is(err, kind) {
 			t.Errorf("%q: %v, want %s", id, err, kind)
 		}
@@ -156,7 +159,8 @@ func TestPortMappings(t *testing.T) {
 		{ContainerPort: -1, HostPort: 80},
 		{ContainerPort: 80, HostPort: 80, HostIp: "localhost"},
 	} {
-		if _, err := portMappings(&runtime.PodSandboxConfig{PortMappings: []*runtime.PortMapping{bad}}); !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "port_mappings[0]") {
+		if _, err := portMappings(&runtime.PodSandboxConfig{PortMappings: []*runtime.PortMapping{bad}}); !errors.Is(err,
+			fault.Invalid) || !strings.Contains(err.Error(), "port_mappings[0]") {
 			t.Errorf("%v: %v", bad, err)
 		}
 	}

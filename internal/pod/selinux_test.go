@@ -27,7 +27,8 @@ func TestLevelsAreHeld(t *testing.T) {
 	for _, step := range []struct {
 		id   string
 		free bool
-	}{{"pod without", false}, {"container", false}, {"container", false}, {"unknown", false}, {"pod", true}, {"pod", true}} {
+	}{{"pod without", false}, {"container", false}, {"container", false}, {"unknown", false}, {"pod", true},
+		{"pod", true}} {
 		l.release(step.id)
 		if got := free(); got != step.free {
 			t.Errorf("after %q gave it back: free is %v, want %v", step.id, got, step.free)

@@ -16,20 +16,24 @@ import (
 // longer of use.
 func TestConfigIsEncodedOnce(t *testing.T) {
 	p := paths{t.TempDir(), t.TempDir()}
-	pod := &runtime.PodSandboxConfig{Metadata: &runtime.PodSandboxMetadata{Name: "p", Uid: "u"}, Labels: map[string]string{"a": "<&>"}}
-	config := &runtime.ContainerConfig{Metadata: &runtime.ContainerMetadata{Name: "c"}, Envs: []*runtime.KeyValue{{Key: "K", Value: []byte{0xff}}}}
+	pod := &runtime.PodSandboxConfig{Metadata: &runtime.PodSandboxMetadata{Name: "p", Uid: "u"},
+		Labels: map[string]string{"a": "<&>"}}
+	config := &runtime.ContainerConfig{Metadata: &runtime.ContainerMetadata{Name: "c"},
+		Envs: []*runtime.KeyValue{{Key: "K", Value: []byte{0xff}}}}
 	v := newView()
 	s := &Sandbox{paths: p, view: &v, containers: make(map[string]*Container)}
 	sr := &SandboxRecord{ID: newID(), State: Creating, Config: message[*runtime.PodSandboxConfig]{pod}, BootID: "b"}
 	sr.configJSON = encodeConfig(sr.Config)
 	s.rec.Store(sr)
-	cr := &ContainerRecord{ID: newID(), SandboxID: sr.ID, State: Creating, Config: message[*runtime.ContainerConfig]{config}, StopSignal: 15}
+	cr := &ContainerRecord{ID: newID(), SandboxID: sr.ID, State: Creating,
+		Config: message[*runtime.ContainerConfig]{config}, StopSignal: 15}
 	cr.configJSON = encodeConfig(cr.Config)
 	c := newContainer(p, s, cr)
 	if sr.configJSON == nil || cr.configJSON == nil {
 		t.Fatal("a configuration was not encoded")
 	}
-	err := errors.Join(os.MkdirAll(p.containerDir(sr.ID, cr.ID), 0o700), os.MkdirAll(filepath.Dir(p.containerCopy(sr.ID, cr.ID)), 0o700),
+	err := errors.Join(os.MkdirAll(p.containerDir(sr.ID, cr.ID), 0o700),
+		os.MkdirAll(filepath.Dir(p.containerCopy(sr.ID, cr.ID)), 0o700),
 		p.writeSandbox(sr), p.writeContainer(cr))
 	if err != nil {
 		t.Fatal(err)
@@ -38,7 +42,8 @@ func TestConfigIsEncodedOnce(t *testing.T) {
 		t.Helper()
 		var readS SandboxRecord
 		var readC ContainerRecord
-		if err := errors.Join(record.Read(p.podRecord(sr.ID), sandboxFormat, &readS), record.Read(p.containerRecord(sr.ID, cr.ID), containerFormat, &readC)); err != nil {
+		if err := errors.Join(record.Read(p.podRecord(sr.ID), sandboxFormat, &readS),
+			record.Read(p.containerRecord(sr.ID, cr.ID), containerFormat, &readC)); err != nil {
 			t.Fatal(err)
 		}
 		if !proto.Equal(readS.config(), pod) || readS.ID != sr.ID || readS.BootID != "b" || readS.State != s.Record().State {

@@ -67,7 +67,8 @@ func TestTheSweepTakesWhatLostItsContainerAndNothingElse(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Symlink(filepath.Join(t.TempDir(), "pods/a/containers", foreign), filepath.Join(dir, foreign, owner)); err != nil {
+	if err := os.Symlink(filepath.Join(t.TempDir(), "pods/a/containers", foreign),
+		filepath.Join(dir, foreign, owner)); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {

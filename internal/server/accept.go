@@ -8,8 +8,9 @@ import (
 	"time"
 )
 
-// acceptor counts the connections that gRPC has accepted and does not serve yet. When gRPC stops, it closes them without
-// GOAWAY, and their clients' calls fail. A connection that was never accepted waits for the next daemon. It is safe for concurrent use.
+// acceptor counts the connections that gRPC has accepted and does not serve yet. When gRPC stops,
+// it closes them without GOAWAY, and their clients' calls fail. A connection that was never
+// accepted waits for the next daemon. It is safe for concurrent use.
 type acceptor struct {
 	mu      sync.Mutex
 	pending int
@@ -23,8 +24,8 @@ func newAcceptor() *acceptor {
 	return a
 }
 
-// pause stops accepting from the listeners. It returns when all accepted connections are served, or after the timeout: a
-// client may not have sent anything yet.
+// pause stops accepting from the listeners. It returns when all accepted connections are served, or
+// after the timeout: a client may not have sent anything yet.
 func (a *acceptor) pause(listeners []net.Listener, timeout time.Duration) {
 	for _, l := range listeners {
 		if d, ok := l.(interface{ SetDeadline(time.Time) error }); ok {

@@ -34,7 +34,8 @@ func (s *archiveService) Load(stream grpc.ClientStreamingServer[kuriv1.LoadChunk
 	for _, img := range loaded {
 		l := &kuriv1.LoadedImage{Id: img.ID, References: img.References}
 		if other := img.MadeFor(); other != "" {
-			l.Warnings = append(l.Warnings, fmt.Sprintf("the image says that it is made for %s, which this node is not: it may not run", other))
+			l.Warnings = append(l.Warnings,
+				fmt.Sprintf("the image says that it is made for %s, which this node is not: it may not run", other))
 		}
 		resp.Images = append(resp.Images, l)
 	}
@@ -60,7 +61,8 @@ func (c *chunks) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-func (s *archiveService) WatchPull(req *kuriv1.WatchPullRequest, stream grpc.ServerStreamingServer[kuriv1.PullProgress]) error {
+func (s *archiveService) WatchPull(req *kuriv1.WatchPullRequest,
+	stream grpc.ServerStreamingServer[kuriv1.PullProgress]) error {
 	handler, err := s.pods.Handler(req.GetRuntimeHandler())
 	if err != nil {
 		return err

@@ -12,10 +12,11 @@ import (
 	"github.com/kuri-cri/kuri/internal/pod"
 )
 
-// cAdvisor, which is part of every kubelet, asks a containerd at a fixed socket for the labels of the cgroups that it finds:
-// those with 64 hex digits in their names. It makes three calls of containerd's API, and they are answered here, at the
-// socket that the configuration says. Their messages are a few fields each, encoded by hand: the numbers are those of
-// containerd's protos (services/version/v1, services/containers/v1, services/tasks/v1, types/task).
+// cAdvisor, which is part of every kubelet, asks a containerd at a fixed socket for the labels of
+// the cgroups that it finds: those with 64 hex digits in their names. It makes three calls of
+// containerd's API, and they are answered here, at the socket that the configuration says. Their
+// messages are a few fields each, encoded by hand: the numbers are those of containerd's protos
+// (services/version/v1, services/containers/v1, services/tasks/v1, types/task).
 
 // cadvisorService answers the calls.
 type cadvisorService struct {
@@ -50,7 +51,8 @@ func (s *cadvisorService) register(g *grpc.Server) {
 						return nil, err
 					}
 					call := func(_ context.Context, req any) (any, error) { return method.answer(req.(*firstString).value) }
-					return interceptor(ctx, req, &grpc.UnaryServerInfo{Server: srv, FullMethod: "/" + service + "/" + method.name}, call)
+					return interceptor(ctx, req, &grpc.UnaryServerInfo{Server: srv, FullMethod: "/" + service + "/" + method.name},
+						call)
 				},
 			}},
 		}, s)
@@ -112,8 +114,8 @@ func (s *cadvisorService) find(id string) (*pod.Container, error) {
 // ociSpec is the OCI spec that cAdvisor gets. It may read the environment there, which is none of its business.
 const ociSpec = `{"ociVersion":"1.2.0","process":{"env":[],"cwd":"/"}}`
 
-// container answers with a GetContainerResponse. cAdvisor asks as soon as it sees the cgroup, which is before the container is
-// created, and ignores the container for good if the answer is an error.
+// container answers with a GetContainerResponse. cAdvisor asks as soon as it sees the cgroup, which
+// is before the container is created, and ignores the container for good if the answer is an error.
 func (s *cadvisorService) container(id string) (wireAnswer, error) {
 	r := s.pods.Coming(id)
 	if r == nil {
@@ -139,12 +141,13 @@ func (s *cadvisorService) container(id string) (wireAnswer, error) {
 	}
 	out = out.text(3, r.ImageName)
 	out = out.message(4, wireAnswer(nil).text(1, "kuri"))
-	out = out.message(5, wireAnswer(nil).text(1, "types.containerd.io/opencontainers/runtime-spec/1/Spec").text(2, ociSpec))
+	out = out.message(5, wireAnswer(nil).text(1, "types.containerd.io/opencontainers/runtime-spec/1/Spec").text(2,
+		ociSpec))
 	return wireAnswer(nil).message(1, out), nil
 }
 
-// standsForPod reports whether a container is the one of its pod whose network is read: the oldest that runs, or one that is
-// being created where none does.
+// standsForPod reports whether a container is the one of its pod whose network is read: the oldest
+// that runs, or one that is being created where none does.
 func (s *cadvisorService) standsForPod(r *pod.ContainerRecord) bool {
 	snap, err := s.pods.Snapshot(r.SandboxID)
 	if err != nil || snap.Sandbox.NetnsPath == "" {

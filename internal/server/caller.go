@@ -30,12 +30,12 @@ func (c caller) LogValue() slog.Value {
 	return slog.GroupValue(slog.Int("pid", int(c.Pid)), slog.Int64("uid", int64(c.UID)), slog.String("program", c.Program))
 }
 
-// peerCredentials are transport credentials that admit everybody who could open the socket, record the caller, and count what
-// a connection has half-sent.
+// peerCredentials are transport credentials that admit everybody who could open the socket, record
+// the caller, and count what a connection has half-sent.
 type peerCredentials struct{ partial *partial }
 
-// ServerHandshake records the process at the other end of the connection. A connection of another kind than a Unix socket has
-// no caller.
+// ServerHandshake records the process at the other end of the connection. A connection of another
+// kind than a Unix socket has no caller.
 func (p peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	if a, ok := conn.(*acceptedConn); ok {
 		conn = a.Conn
@@ -93,18 +93,21 @@ func callerOf(ctx context.Context) caller {
 	return c
 }
 
-// changes are the methods that change what is on the node, by their names without the service: a line in the log says who
-// called one, and of what.
+// changes are the methods that change what is on the node, by their names without the service: a
+// line in the log says who called one, and of what.
 var changes = map[string]bool{
 	"RunPodSandbox": true, "StopPodSandbox": true, "RemovePodSandbox": true, "UpdatePodSandboxResources": true,
-	"CreateContainer": true, "StartContainer": true, "StopContainer": true, "RemoveContainer": true, "UpdateContainerResources": true,
-	"PullImage": true, "RemoveImage": true, "Load": true, "Prune": true, "Tag": true, "Untag": true, "UpdateRuntimeConfig": true,
-	"Exec": true, "Attach": true, "PortForward": true, // open streams that may change anything
+	"CreateContainer": true, "StartContainer": true, "StopContainer": true, "RemoveContainer": true,
+	"UpdateContainerResources": true,
+	"PullImage":                true, "RemoveImage": true, "Load": true, "Prune": true, "Tag": true, "Untag": true,
+	"UpdateRuntimeConfig": true,
+	"Exec":                true, "Attach": true, "PortForward": true, // open streams that may change anything
 }
 
 func isChange(method string) bool { return changes[methodOf(method)] }
 
-// subjectOf returns what a request is about, or what its answer says was made. Of ids that are known it knows the names too.
+// subjectOf returns what a request is about, or what its answer says was made. Of ids that are
+// known it knows the names too.
 func (s *Server) subjectOf(message any) step.Subject {
 	var is step.Subject
 	if r, ok := message.(interface{ GetPodSandboxId() string }); ok {

@@ -36,7 +36,8 @@ func TestTheLogNamesTheCaller(t *testing.T) {
 	who := fmt.Sprintf("caller.pid=%d caller.uid=%d caller.program=server.test", os.Getpid(), os.Getuid())
 	lines := strings.Split(strings.TrimSpace(got), "\n")
 	if len(lines) != 2 || !strings.Contains(lines[0], "UpdateRuntimeConfig") || !strings.Contains(lines[0], who) ||
-		!strings.Contains(lines[1], "level=WARN") || !strings.Contains(lines[1], who) || !strings.Contains(lines[1], "container_id") {
+		!strings.Contains(lines[1], "level=WARN") || !strings.Contains(lines[1], who) ||
+		!strings.Contains(lines[1], "container_id") {
 		t.Errorf("%s", got)
 	}
 }
@@ -47,12 +48,16 @@ func TestWhatARequestIsAbout(t *testing.T) {
 		req, resp any
 		want      string
 	}{
-		{&runtime.RunPodSandboxRequest{Config: &runtime.PodSandboxConfig{Metadata: &runtime.PodSandboxMetadata{Name: "a", Namespace: "b"}}},
+		{&runtime.RunPodSandboxRequest{Config: &runtime.PodSandboxConfig{Metadata: &runtime.PodSandboxMetadata{Name: "a",
+			Namespace: "b"}}},
 			&runtime.RunPodSandboxResponse{PodSandboxId: "id"}, "[namespace b pod a pod_id id attempt 0]"},
-		{&runtime.CreateContainerRequest{PodSandboxId: "p", Config: &runtime.ContainerConfig{Metadata: &runtime.ContainerMetadata{Name: "c", Attempt: 1}}},
+		{&runtime.CreateContainerRequest{PodSandboxId: "p",
+			Config: &runtime.ContainerConfig{Metadata: &runtime.ContainerMetadata{Name: "c", Attempt: 1}}},
 			&runtime.CreateContainerResponse{ContainerId: "i"}, "[pod_id p container c container_id i attempt 1]"},
-		{&runtime.StopContainerRequest{ContainerId: "i", Timeout: 3}, &runtime.StopContainerResponse{}, "[container_id i timeout 3]"},
-		{&runtime.PullImageRequest{Image: &runtime.ImageSpec{Image: "x"}}, &runtime.PullImageResponse{ImageRef: "sha"}, "[image x image_ref sha]"},
+		{&runtime.StopContainerRequest{ContainerId: "i", Timeout: 3}, &runtime.StopContainerResponse{},
+			"[container_id i timeout 3]"},
+		{&runtime.PullImageRequest{Image: &runtime.ImageSpec{Image: "x"}}, &runtime.PullImageResponse{ImageRef: "sha"},
+			"[image x image_ref sha]"},
 		{&runtime.StopPodSandboxRequest{PodSandboxId: "p"}, nil, "[pod_id p]"},
 	} {
 		_, op := step.New(nil).Begin(t.Context(), "", server.subjectOf(test.req), step.Caller{})
@@ -82,25 +87,30 @@ func TestTheLogNamesTheSlowestStep(t *testing.T) {
 		s.telemetry = newTelemetry(s, Options{})
 		run := func(method string, steps ...any) string {
 			log.Reset()
-			ctx, op := s.operations.Begin(t.Context(), method, step.Subject{Namespace: "default", Pod: "web"}, step.Caller{Pid: 7, Program: "kubelet"})
+			ctx, op := s.operations.Begin(t.Context(), method, step.Subject{Namespace: "default", Pod: "web"},
+				step.Caller{Pid: 7, Program: "kubelet"})
 			for i := 0; i < len(steps); i += 2 {
 				step.Enter(ctx, steps[i].(string))
 				time.Sleep(steps[i+1].(time.Duration))
 			}
-			s.logOperation(grpc.NewContextWithServerTransportStream(ctx, inMethod("/runtime.v1.RuntimeService/"+method)), op.Answer(nil), nil)
+			s.logOperation(grpc.NewContextWithServerTransportStream(ctx, inMethod("/runtime.v1.RuntimeService/"+method)),
+				op.Answer(nil), nil)
 			return log.String()
 		}
 		got := run("RunPodSandbox", "namespaces", 100*time.Millisecond, "network", 2*time.Second, "files", time.Millisecond)
-		for _, want := range []string{"level=WARN", "msg=answered", "took=2.101s", "namespace=default pod=web", "steps.namespaces=100ms steps.network=2s steps.files=1ms",
+		for _, want := range []string{"level=WARN", "msg=answered", "took=2.101s", "namespace=default pod=web",
+			"steps.namespaces=100ms steps.network=2s steps.files=1ms",
 			"slower_than=2s slowest=network", "caller.pid=7"} {
 			if !strings.Contains(got, want) {
 				t.Errorf("no %s in %s", want, got)
 			}
 		}
-		if got := run("StopContainer", "signal", time.Millisecond, step.Grace, 30*time.Second, "kill", 10*time.Millisecond); !strings.Contains(got, "level=INFO") || !strings.Contains(got, "steps.grace=30s") {
+		if got := run("StopContainer", "signal", time.Millisecond, step.Grace, 30*time.Second, "kill",
+			10*time.Millisecond); !strings.Contains(got, "level=INFO") || !strings.Contains(got, "steps.grace=30s") {
 			t.Error(got)
 		}
-		if got := run("StopContainer", "signal", time.Millisecond, step.Grace, 30*time.Second, "kill", 2*time.Second); !strings.Contains(got, "slowest=kill") {
+		if got := run("StopContainer", "signal", time.Millisecond, step.Grace, 30*time.Second, "kill",
+			2*time.Second); !strings.Contains(got, "slowest=kill") {
 			t.Error(got)
 		}
 	})
@@ -128,7 +138,8 @@ func TestTheLogHearsOfWhatACallerHasGivenUp(t *testing.T) {
 		op.Answer(context.DeadlineExceeded)
 		time.Sleep(time.Minute)
 		release()
-		for _, want := range []string{"ended what its caller has given up", "method=PullImage", "took=1m1s answered_after=1s image=busybox steps.layers=1m1s"} {
+		for _, want := range []string{"ended what its caller has given up", "method=PullImage",
+			"took=1m1s answered_after=1s image=busybox steps.layers=1m1s"} {
 			if !strings.Contains(log.String(), want) {
 				t.Errorf("no %s in %s", want, log)
 			}

@@ -20,7 +20,8 @@ func (s *archiveService) Check(req *kuriv1.CheckRequest, stream grpc.ServerStrea
 	defer cancel(nil)
 	tell := func(f image.Finding) {
 		msg := &kuriv1.Finding{
-			ImageId: f.Image, References: f.References, Layer: f.Layer.String(), Problem: f.Problem.Error(), Repaired: f.Repaired,
+			ImageId: f.Image, References: f.References, Layer: f.Layer.String(), Problem: f.Problem.Error(),
+			Repaired: f.Repaired,
 		}
 		if f.RepairErr != nil {
 			msg.RepairError = f.RepairErr.Error()
@@ -42,7 +43,8 @@ func authsOf(req *kuriv1.CheckRequest) image.Auths {
 		for _, a := range req.GetAuths() {
 			if at := a.GetRegistry(); len(at) > length && (ref.Repository == at || strings.HasPrefix(ref.Repository, at+"/")) {
 				found, length = registry.Auth{
-					Username: a.GetUsername(), Password: a.GetPassword(), IdentityToken: a.GetIdentityToken(), RegistryToken: a.GetRegistryToken(),
+					Username: a.GetUsername(), Password: a.GetPassword(), IdentityToken: a.GetIdentityToken(),
+					RegistryToken: a.GetRegistryToken(),
 				}, len(at)
 			}
 		}

@@ -15,8 +15,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// Limits of the memory of decoded requests, in bytes. A message on the wire can be a hundredth of that: two bytes encode an
-// empty message, which takes more than a hundred.
+// Limits of the memory of decoded requests, in bytes. A message on the wire can be a hundredth of
+// that: two bytes encode an empty message, which takes more than a hundred.
 const (
 	maxDecoded = 64 << 20 // one request
 	allDecoded = 96 << 20 // all large ones at once
@@ -79,8 +79,9 @@ func (c *codec) take(v any, cost int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.used+cost > allDecoded {
-		return fault.New(fault.Exhausted, "large requests that are being answered take %d MiB of the %d that there are for all, "+
-			"and this one needs %d; ask again when they are answered", c.used>>20, allDecoded>>20, cost>>20)
+		return fault.New(fault.Exhausted,
+			"large requests that are being answered take %d MiB of the %d that there are for all, "+
+				"and this one needs %d; ask again when they are answered", c.used>>20, allDecoded>>20, cost>>20)
 	}
 	c.used += cost
 	c.held[v] = cost
@@ -136,16 +137,16 @@ func (r releasingStream) RecvMsg(m any) error {
 	return r.c.refusal(m)
 }
 
-// The memory of decoding, beside the bytes themselves: for a message, for an entry of a list (which is copied as the list
-// grows), and for one of a map.
+// The memory of decoding, beside the bytes themselves: for a message, for an entry of a list (which
+// is copied as the list grows), and for one of a map.
 const (
 	messageCost = 160
 	entryCost   = 64
 	mapCost     = 256
 )
 
-// decodedSize estimates what a message takes in memory, from above, and refuses one that takes more than limit. It reads
-// the whole of it, without keeping anything.
+// decodedSize estimates what a message takes in memory, from above, and refuses one that takes more
+// than limit. It reads the whole of it, without keeping anything.
 func decodedSize(data []byte, desc protoreflect.MessageDescriptor, limit int) (int, error) {
 	cost := messageCost
 	for len(data) > 0 {
@@ -169,13 +170,15 @@ func decodedSize(data []byte, desc protoreflect.MessageDescriptor, limit int) (i
 				return 0, err
 			}
 			cost += entryCost + inner
-		case kind == protowire.BytesType && d.IsList() && d.Kind() != protoreflect.StringKind && d.Kind() != protoreflect.BytesKind:
+		case kind == protowire.BytesType && d.IsList() && d.Kind() != protoreflect.StringKind &&
+			d.Kind() != protoreflect.BytesKind:
 			cost += entryCost + 8*n // packed numbers of one byte each
 		default:
 			cost += entryCost + n
 		}
 		if cost > limit {
-			return 0, fault.New(fault.Exhausted, "the request takes more than %d MiB in memory; no pod needs that, see what its client puts into it", maxDecoded>>20)
+			return 0, fault.New(fault.Exhausted,
+				"the request takes more than %d MiB in memory; no pod needs that, see what its client puts into it", maxDecoded>>20)
 		}
 	}
 	return cost, nil

@@ -32,8 +32,9 @@ func costly(size int) map[string]proto.Message {
 	}
 	return map[string]proto.Message{
 		"empty mounts": &runtime.CreateContainerRequest{Config: &runtime.ContainerConfig{Mounts: slicesOf(size/(entryCost+messageCost), &runtime.Mount{})}},
-		"empty args":   &runtime.CreateContainerRequest{Config: &runtime.ContainerConfig{Args: make([]string, size/entryCost)}},
-		"labels":       &runtime.CreateContainerRequest{Config: &runtime.ContainerConfig{Labels: labels}},
+		"empty args": &runtime.CreateContainerRequest{Config: &runtime.ContainerConfig{Args: make([]string,
+			size/entryCost)}},
+		"labels": &runtime.CreateContainerRequest{Config: &runtime.ContainerConfig{Labels: labels}},
 		"groups": &runtime.CreateContainerRequest{Config: &runtime.ContainerConfig{Linux: &runtime.LinuxContainerConfig{
 			SecurityContext: &runtime.LinuxContainerSecurityContext{SupplementalGroups: make([]int64, size/8)}}}},
 	}

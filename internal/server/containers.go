@@ -8,7 +8,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-func (s *runtimeService) CreateContainer(ctx context.Context, req *runtime.CreateContainerRequest) (*runtime.CreateContainerResponse, error) {
+func (s *runtimeService) CreateContainer(ctx context.Context,
+	req *runtime.CreateContainerRequest) (*runtime.CreateContainerResponse, error) {
 	made, err := s.Pods.Create(ctx, req.GetPodSandboxId(), req.GetConfig())
 	if err != nil {
 		return nil, err
@@ -16,11 +17,13 @@ func (s *runtimeService) CreateContainer(ctx context.Context, req *runtime.Creat
 	return &runtime.CreateContainerResponse{ContainerId: made.Record().ID}, nil
 }
 
-func (s *runtimeService) StartContainer(ctx context.Context, req *runtime.StartContainerRequest) (*runtime.StartContainerResponse, error) {
+func (s *runtimeService) StartContainer(ctx context.Context,
+	req *runtime.StartContainerRequest) (*runtime.StartContainerResponse, error) {
 	return &runtime.StartContainerResponse{}, s.Pods.Start(ctx, req.GetContainerId())
 }
 
-func (s *runtimeService) StopContainer(ctx context.Context, req *runtime.StopContainerRequest) (*runtime.StopContainerResponse, error) {
+func (s *runtimeService) StopContainer(ctx context.Context,
+	req *runtime.StopContainerRequest) (*runtime.StopContainerResponse, error) {
 	if err := named("container_id", req.GetContainerId()); err != nil {
 		return nil, err
 	}
@@ -28,14 +31,16 @@ func (s *runtimeService) StopContainer(ctx context.Context, req *runtime.StopCon
 	return &runtime.StopContainerResponse{}, s.Pods.StopContainer(ctx, req.GetContainerId(), grace)
 }
 
-func (s *runtimeService) RemoveContainer(ctx context.Context, req *runtime.RemoveContainerRequest) (*runtime.RemoveContainerResponse, error) {
+func (s *runtimeService) RemoveContainer(ctx context.Context,
+	req *runtime.RemoveContainerRequest) (*runtime.RemoveContainerResponse, error) {
 	if err := named("container_id", req.GetContainerId()); err != nil {
 		return nil, err
 	}
 	return &runtime.RemoveContainerResponse{}, s.Pods.RemoveContainer(ctx, req.GetContainerId())
 }
 
-func (s *runtimeService) ContainerStatus(_ context.Context, req *runtime.ContainerStatusRequest) (*runtime.ContainerStatusResponse, error) {
+func (s *runtimeService) ContainerStatus(_ context.Context,
+	req *runtime.ContainerStatusRequest) (*runtime.ContainerStatusResponse, error) {
 	c, err := s.Pods.Container(req.GetContainerId())
 	if err != nil {
 		return nil, err
@@ -50,18 +55,22 @@ func (s *runtimeService) ContainerStatus(_ context.Context, req *runtime.Contain
 	return resp, nil
 }
 
-func (s *runtimeService) UpdateContainerResources(ctx context.Context, req *runtime.UpdateContainerResourcesRequest) (*runtime.UpdateContainerResourcesResponse, error) {
+func (s *runtimeService) UpdateContainerResources(ctx context.Context,
+	req *runtime.UpdateContainerResourcesRequest) (*runtime.UpdateContainerResourcesResponse, error) {
 	if req.GetWindows() != nil {
 		return nil, fault.New(fault.Unimplemented, "windows: this is a runtime for Linux; remove the field")
 	}
-	return &runtime.UpdateContainerResourcesResponse{}, s.Pods.UpdateContainer(ctx, req.GetContainerId(), req.GetLinux(), req.GetAnnotations())
+	return &runtime.UpdateContainerResourcesResponse{}, s.Pods.UpdateContainer(ctx, req.GetContainerId(), req.GetLinux(),
+		req.GetAnnotations())
 }
 
-func (s *runtimeService) ReopenContainerLog(ctx context.Context, req *runtime.ReopenContainerLogRequest) (*runtime.ReopenContainerLogResponse, error) {
+func (s *runtimeService) ReopenContainerLog(ctx context.Context,
+	req *runtime.ReopenContainerLogRequest) (*runtime.ReopenContainerLogResponse, error) {
 	return &runtime.ReopenContainerLogResponse{}, s.Pods.ReopenLog(ctx, req.GetContainerId())
 }
 
-func (s *runtimeService) ContainerStats(ctx context.Context, req *runtime.ContainerStatsRequest) (*runtime.ContainerStatsResponse, error) {
+func (s *runtimeService) ContainerStats(ctx context.Context,
+	req *runtime.ContainerStatsRequest) (*runtime.ContainerStatsResponse, error) {
 	c, err := s.Pods.Container(req.GetContainerId())
 	if err != nil {
 		return nil, err
@@ -73,7 +82,8 @@ func (s *runtimeService) ContainerStats(ctx context.Context, req *runtime.Contai
 	return &runtime.ContainerStatsResponse{Stats: containerStats(used[0])}, nil
 }
 
-func (s *runtimeService) PodSandboxStats(ctx context.Context, req *runtime.PodSandboxStatsRequest) (*runtime.PodSandboxStatsResponse, error) {
+func (s *runtimeService) PodSandboxStats(ctx context.Context,
+	req *runtime.PodSandboxStatsRequest) (*runtime.PodSandboxStatsResponse, error) {
 	found, err := s.Pods.Sandbox(req.GetPodSandboxId())
 	if err != nil {
 		return nil, err

@@ -112,7 +112,8 @@ func (b *responseWriter) Write(p []byte) (int, error) {
 
 // serveHTTP serves at l until the server closes.
 func (s *Server) serveHTTP(l net.Listener, handler http.Handler) {
-	web := &http.Server{Handler: handler, ReadHeaderTimeout: scrapeTimeout, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10}
+	web := &http.Server{Handler: handler, ReadHeaderTimeout: scrapeTimeout, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 16 << 10}
 	s.web = append(s.web, web)
 	s.served.Go(func() {
 		if err := web.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
@@ -190,7 +191,8 @@ func (s *Server) dump(ctx context.Context, o Options) stateDump {
 }
 
 func dumpOperation(r step.Report) operationDump {
-	d := operationDump{Method: r.Kind, Since: r.Began, Age: time.Since(r.Began).Seconds(), Given: r.Answered, Subject: r.Subject}
+	d := operationDump{Method: r.Kind, Since: r.Began, Age: time.Since(r.Began).Seconds(), Given: r.Answered,
+		Subject: r.Subject}
 	if r.Caller.Pid != 0 {
 		d.Caller = fmt.Sprintf("%s, pid %d, uid %d", r.Caller.Program, r.Caller.Pid, r.Caller.UID)
 	}

@@ -17,7 +17,8 @@ import (
 func TestDebugSocket(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "debug.sock")
-	s, err := Listen(Options{Listen: filepath.Join(dir, "kuri.sock"), DebugListen: path, Version: "9.9", Socket: sockets(t)})
+	s, err := Listen(Options{Listen: filepath.Join(dir, "kuri.sock"), DebugListen: path, Version: "9.9",
+		Socket: sockets(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,18 +43,21 @@ func TestDebugSocket(t *testing.T) {
 		return string(body)
 	}
 
-	ctx, op := s.operations.Begin(t.Context(), "RunPodSandbox", step.Subject{Namespace: "default", Pod: "web"}, step.Caller{Pid: 7, UID: 0, Program: "kubelet"})
+	ctx, op := s.operations.Begin(t.Context(), "RunPodSandbox", step.Subject{Namespace: "default", Pod: "web"},
+		step.Caller{Pid: 7, UID: 0, Program: "kubelet"})
 	step.Enter(ctx, "namespaces")
 	step.Enter(ctx, "network")
 	var dump stateDump
 	if err := json.Unmarshal([]byte(get("/debug/state")), &dump); err != nil {
 		t.Fatal(err)
 	}
-	if dump.Pid != os.Getpid() || dump.Version != "9.9" || dump.Goroutines < 2 || dump.Memory.Heap == 0 || len(dump.Operations) != 1 {
+	if dump.Pid != os.Getpid() || dump.Version != "9.9" || dump.Goroutines < 2 || dump.Memory.Heap == 0 ||
+		len(dump.Operations) != 1 {
 		t.Fatalf("%+v", dump)
 	}
 	o := dump.Operations[0]
-	if o.Method != "RunPodSandbox" || o.Pod != "web" || o.Step != "network" || len(o.Steps) != 1 || !strings.HasPrefix(o.Steps[0], "namespaces ") ||
+	if o.Method != "RunPodSandbox" || o.Pod != "web" || o.Step != "network" || len(o.Steps) != 1 ||
+		!strings.HasPrefix(o.Steps[0], "namespaces ") ||
 		o.Caller != "kubelet, pid 7, uid 0" || o.Given {
 		t.Errorf("%+v", o)
 	}

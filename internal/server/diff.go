@@ -42,7 +42,8 @@ func (b *changeBatches) add(layer digest.Digest, c rootfs.Change) error {
 		}
 		b.next.Layer = layer.String()
 	}
-	b.next.Changes = append(b.next.Changes, &kuriv1.FileChange{Kind: changeKind(c.Kind), Path: []byte(c.Path), Size: c.Size, OldSize: c.OldSize})
+	b.next.Changes = append(b.next.Changes, &kuriv1.FileChange{Kind: changeKind(c.Kind), Path: []byte(c.Path),
+		Size: c.Size, OldSize: c.OldSize})
 	return nil
 }
 

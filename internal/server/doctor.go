@@ -28,7 +28,8 @@ func (s *doctorService) Examine(ctx context.Context, req *kuriv1.ExamineRequest)
 func ReportOf(r doctor.Report) *kuriv1.ExamineResponse {
 	answer := &kuriv1.ExamineResponse{}
 	for _, f := range r.Findings {
-		d := &kuriv1.Damage{Check: f.Check, Subject: f.Subject, Problem: f.Problem, Advice: f.Advice, Fixable: f.Fixable, Fixed: f.Fixed}
+		d := &kuriv1.Damage{Check: f.Check, Subject: f.Subject, Problem: f.Problem, Advice: f.Advice, Fixable: f.Fixable,
+			Fixed: f.Fixed}
 		if f.Err != nil {
 			d.FixError = f.Err.Error()
 		}

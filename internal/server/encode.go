@@ -14,8 +14,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/spec"
 )
 
-// This file turns records, snapshots and usage of package pod into messages of the CRI. Messages share labels, annotations
-// and the like with the records that they were made from, so they must not be changed.
+// This file turns records, snapshots and usage of package pod into messages of the CRI. Messages
+// share labels, annotations and the like with the records that they were made from, so they must
+// not be changed.
 
 // eventTypes are the CRI's names for the events of package pod.
 var eventTypes = map[pod.EventType]runtime.ContainerEventType{
@@ -37,7 +38,8 @@ func eventMessage(e *pod.Event) *runtime.ContainerEventResponse {
 
 // podStatus is the answer to PodSandboxStatus, without the verbose information.
 func podStatus(s *pod.Snapshot) *runtime.PodSandboxStatusResponse {
-	return &runtime.PodSandboxStatusResponse{Status: sandboxStatus(s.Sandbox), ContainersStatuses: containerStatuses(s), Timestamp: s.At}
+	return &runtime.PodSandboxStatusResponse{Status: sandboxStatus(s.Sandbox), ContainersStatuses: containerStatuses(s),
+		Timestamp: s.At}
 }
 
 func containerStatuses(s *pod.Snapshot) []*runtime.ContainerStatus {

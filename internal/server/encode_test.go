@@ -84,10 +84,12 @@ func TestEncodeUsage(t *testing.T) {
 		"writableLayer": {"timestamp": "9", "fsId": {"mountpoint": "/root"}, "usedBytes": {"value": "1"}, "inodesUsed": {"value": "2"}}}`)
 
 	p := recordOf[pod.SandboxRecord](t, `{"id": "p", "config": {"metadata": {"name": "web"}}}`)
-	sample := &cgroup.Sample{Time: at, HasCPU: true, CPUUsage: 5, HasMemory: true, Memory: 6, WorkingSet: 4, RSS: 3, MemoryLimit: 10, Available: 6, HasPids: true, Pids: 8}
+	sample := &cgroup.Sample{Time: at, HasCPU: true, CPUUsage: 5, HasMemory: true, Memory: 6, WorkingSet: 4, RSS: 3,
+		MemoryLimit: 10, Available: 6, HasPids: true, Pids: 8}
 	same(t, sandboxStats(pod.SandboxUsage{
-		Record: p, Sample: sample, CPURate: &rate, Containers: []pod.ContainerUsage{{Record: c, Sample: &cgroup.Sample{Time: at}}},
-		Links: []link.Counter{{Name: "net1", RxBytes: 1}, {Name: network.Interface, TxBytes: 2}}, LinksAt: at,
+		Record: p, Sample: sample, CPURate: &rate,
+		Containers: []pod.ContainerUsage{{Record: c, Sample: &cgroup.Sample{Time: at}}},
+		Links:      []link.Counter{{Name: "net1", RxBytes: 1}, {Name: network.Interface, TxBytes: 2}}, LinksAt: at,
 	}), `{"attributes": {"id": "p", "metadata": {"name": "web"}}, "linux": {
 		"cpu": {"timestamp": "9", "usageCoreNanoSeconds": {"value": "5"}, "usageNanoCores": {"value": "70"}},
 		"memory": {"timestamp": "9", "usageBytes": {"value": "6"}, "workingSetBytes": {"value": "4"}, "rssBytes": {"value": "3"},

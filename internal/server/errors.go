@@ -27,8 +27,8 @@ var codeOf = map[fault.Kind]codes.Code{
 	fault.Corrupt:          codes.DataLoss,
 }
 
-// coded gives err its gRPC code. A context error takes precedence over the kind, so the caller sees that its own deadline
-// expired.
+// coded gives err its gRPC code. A context error takes precedence over the kind, so the caller sees
+// that its own deadline expired.
 func coded(err error) error {
 	if err == nil {
 		return nil
@@ -55,8 +55,9 @@ func coded(err error) error {
 	return status.Error(code, err.Error()+fault.Hint(err))
 }
 
-// forKubelet reports whether the text begins with a word that a kubelet looks for when a pull fails (cri-api, pkg/errors).
-// It finds the word only behind the code Unknown, for that is the one whose name its client strips from the text.
+// forKubelet reports whether the text begins with a word that a kubelet looks for when a pull fails
+// (cri-api, pkg/errors). It finds the word only behind the code Unknown, for that is the one whose
+// name its client strips from the text.
 func forKubelet(text string) bool {
 	return strings.HasPrefix(text, "RegistryUnavailable: ") || strings.HasPrefix(text, "SignatureValidationFailed: ")
 }

@@ -68,7 +68,8 @@ func (a *execAnswer) encode() mem.BufferSlice {
 		if size == 0 {
 			return
 		}
-		out = append(out, mem.SliceBuffer(protowire.AppendVarint(protowire.AppendTag(nil, number, protowire.BytesType), uint64(size))))
+		out = append(out, mem.SliceBuffer(protowire.AppendVarint(protowire.AppendTag(nil, number, protowire.BytesType),
+			uint64(size))))
 		for _, p := range pieces {
 			out = append(out, mem.NewBuffer(&p.Bytes, piecePool{p}))
 		}

@@ -62,7 +62,8 @@ func (r *unpackStream) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-func (s *filesService) IsDirectory(ctx context.Context, req *kuriv1.IsDirectoryRequest) (*kuriv1.IsDirectoryResponse, error) {
+func (s *filesService) IsDirectory(ctx context.Context,
+	req *kuriv1.IsDirectoryRequest) (*kuriv1.IsDirectoryResponse, error) {
 	is, err := s.pods.IsDirectory(ctx, req.GetContainerId(), req.GetPath())
 	if err != nil {
 		return nil, err

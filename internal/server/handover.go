@@ -19,8 +19,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// A daemon that is asked to end fails no call, and delays its successor for none. Only one of the two may write records, so
-// each call in flight takes one of three ways:
+// A daemon that is asked to end fails no call, and delays its successor for none. Only one of the
+// two may write records, so each call in flight takes one of three ways:
 //
 //   - it ends soon, and is answered;
 //   - it needs no record (lingers): it goes on in this process to its end, beside the successor;
@@ -57,15 +57,19 @@ type handover struct {
 }
 
 func newHandover(paths ...string) *handover {
-	h := &handover{released: make(chan struct{}), idle: make(chan struct{}), dial: make(map[string]func() (*grpc.ClientConn, error))}
+	h := &handover{released: make(chan struct{}), idle: make(chan struct{}),
+		dial: make(map[string]func() (*grpc.ClientConn, error))}
 	h.relayed, h.relay = context.WithCancel(context.Background())
 	h.cut, h.cutAll = context.WithCancel(context.Background())
 	for _, path := range paths {
 		h.dial[path] = sync.OnceValues(func() (*grpc.ClientConn, error) {
 			return grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()),
-				grpc.WithDefaultCallOptions(grpc.ForceCodecV2(relayCodec{encoding.GetCodecV2("proto")}), grpc.MaxCallRecvMsgSize(maxAnswer), grpc.MaxCallSendMsgSize(maxRequest)),
+				grpc.WithDefaultCallOptions(grpc.ForceCodecV2(relayCodec{encoding.GetCodecV2("proto")}),
+					grpc.MaxCallRecvMsgSize(maxAnswer), grpc.MaxCallSendMsgSize(maxRequest)),
 				grpc.WithConnectParams(grpc.ConnectParams{
-					Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 2, MaxDelay: 200 * time.Millisecond}, MinConnectTimeout: successorWait,
+					Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 2,
+						MaxDelay: 200 * time.Millisecond},
+					MinConnectTimeout: successorWait,
 				}))
 		})
 	}
@@ -77,8 +81,8 @@ func lingers(method string) bool {
 	return strings.HasSuffix(method, "/ExecSync") || strings.HasPrefix(method, "/kuri.v1.Files/")
 }
 
-// long reports whether a method may take long and can be relayed early: its flight finishes or undoes everything that it
-// writes, and the successor finds the result.
+// long reports whether a method may take long and can be relayed early: its flight finishes or
+// undoes everything that it writes, and the successor finds the result.
 func long(method string) bool {
 	return strings.HasSuffix(method, "/PullImage") || strings.HasSuffix(method, "/StopContainer")
 }
@@ -105,8 +109,9 @@ func (h *handover) enter(method string) (leave func(), ok bool) {
 	}, true
 }
 
-// settle stops calls from using records. It returns true when no call uses one any more, false after closeWait. The channel
-// closed reports that all connections are closed, so that there are no further calls.
+// settle stops calls from using records. It returns true when no call uses one any more, false
+// after closeWait. The channel closed reports that all connections are closed, so that there are no
+// further calls.
 func (h *handover) settle(closed <-chan struct{}) bool {
 	quick := time.AfterFunc(longWait, h.relay)
 	defer quick.Stop()
@@ -235,11 +240,13 @@ func serving(ctx context.Context, conn *grpc.ClientConn) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return fault.New(fault.Unavailable, "kurid has ended, and no other serves within %s; start it and ask again", successorWait)
+	return fault.New(fault.Unavailable, "kurid has ended, and no other serves within %s; start it and ask again",
+		successorWait)
 }
 
 // handoverStream ends a stream that takes longer than closeWait, or has come too late; endless ones end at once.
-func (s *Server) handoverStream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+func (s *Server) handoverStream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo,
+	handler grpc.StreamHandler) error {
 	leave, ok := s.handover.enter(info.FullMethod)
 	if !ok {
 		return errClosing

@@ -23,7 +23,8 @@ type imageService struct {
 	pods  *pod.Pods
 }
 
-func (s *imageService) PullImage(ctx context.Context, req *runtime.PullImageRequest) (*runtime.PullImageResponse, error) {
+func (s *imageService) PullImage(ctx context.Context,
+	req *runtime.PullImageRequest) (*runtime.PullImageResponse, error) {
 	handler, err := s.pods.Handler(req.GetImage().GetRuntimeHandler())
 	if err != nil {
 		return nil, err
@@ -43,7 +44,8 @@ func (s *imageService) PullImage(ctx context.Context, req *runtime.PullImageRequ
 	return &runtime.PullImageResponse{ImageRef: img.ID}, nil
 }
 
-func (s *imageService) ImageStatus(_ context.Context, req *runtime.ImageStatusRequest) (*runtime.ImageStatusResponse, error) {
+func (s *imageService) ImageStatus(_ context.Context,
+	req *runtime.ImageStatusRequest) (*runtime.ImageStatusResponse, error) {
 	want := req.GetImage().GetImage()
 	if err := named("image.image", want); err != nil {
 		return nil, err
@@ -66,7 +68,8 @@ func (s *imageService) ImageStatus(_ context.Context, req *runtime.ImageStatusRe
 	return resp, nil
 }
 
-func (s *imageService) RemoveImage(_ context.Context, req *runtime.RemoveImageRequest) (*runtime.RemoveImageResponse, error) {
+func (s *imageService) RemoveImage(_ context.Context,
+	req *runtime.RemoveImageRequest) (*runtime.RemoveImageResponse, error) {
 	want := req.GetImage().GetImage()
 	if err := named("image.image", want); err != nil {
 		return nil, err
@@ -112,7 +115,8 @@ func (s *imageService) handlerOf(img *image.Image) string {
 	return "" // the handler is configured no more
 }
 
-func (s *imageService) ImageFsInfo(ctx context.Context, _ *runtime.ImageFsInfoRequest) (*runtime.ImageFsInfoResponse, error) {
+func (s *imageService) ImageFsInfo(ctx context.Context,
+	_ *runtime.ImageFsInfoRequest) (*runtime.ImageFsInfoResponse, error) {
 	u, err := s.store.Usage(ctx)
 	if err != nil {
 		return nil, err
@@ -122,7 +126,8 @@ func (s *imageService) ImageFsInfo(ctx context.Context, _ *runtime.ImageFsInfoRe
 		return nil, err
 	}
 	// Where both are on one filesystem they have the same path, and a kubelet takes it for that.
-	resp := &runtime.ImageFsInfoResponse{ImageFilesystems: []*runtime.FilesystemUsage{filesystemUsage(u.Path, u.Bytes, u.Inodes)}}
+	resp := &runtime.ImageFsInfoResponse{ImageFilesystems: []*runtime.FilesystemUsage{filesystemUsage(u.Path, u.Bytes,
+		u.Inodes)}}
 	for _, w := range writable {
 		resp.ContainerFilesystems = append(resp.ContainerFilesystems, filesystemUsage(w.Path, w.Bytes, w.Inodes))
 	}

@@ -14,11 +14,13 @@ func later(what string) error {
 	return fault.New(fault.Unimplemented, "this version of Kuri has no %s yet; docs/cri.md tells what there is", what)
 }
 
-func (s *runtimeService) CheckpointContainer(context.Context, *runtime.CheckpointContainerRequest) (*runtime.CheckpointContainerResponse, error) {
+func (s *runtimeService) CheckpointContainer(context.Context,
+	*runtime.CheckpointContainerRequest) (*runtime.CheckpointContainerResponse, error) {
 	return nil, later("checkpoints (CheckpointContainer)")
 }
 
-func (s *runtimeService) CheckpointPod(context.Context, *runtime.CheckpointPodRequest) (*runtime.CheckpointPodResponse, error) {
+func (s *runtimeService) CheckpointPod(context.Context,
+	*runtime.CheckpointPodRequest) (*runtime.CheckpointPodResponse, error) {
 	return nil, later("checkpoints (CheckpointPod)")
 }
 

@@ -59,14 +59,17 @@ func TestAPodThroughTheSocket(t *testing.T) {
 	}
 	config := func(name string) *runtime.PodSandboxConfig {
 		return &runtime.PodSandboxConfig{
-			Metadata: &runtime.PodSandboxMetadata{Name: name, Namespace: "default", Uid: name}, Labels: map[string]string{"app": name},
+			Metadata: &runtime.PodSandboxMetadata{Name: name, Namespace: "default", Uid: name},
+			Labels:   map[string]string{"app": name},
 			Linux: &runtime.LinuxPodSandboxConfig{SecurityContext: &runtime.LinuxSandboxSecurityContext{
-				NamespaceOptions: &runtime.NamespaceOption{Network: runtime.NamespaceMode_NODE, Pid: runtime.NamespaceMode_CONTAINER},
+				NamespaceOptions: &runtime.NamespaceOption{Network: runtime.NamespaceMode_NODE,
+					Pid: runtime.NamespaceMode_CONTAINER},
 			}},
 		}
 	}
 	run := func(name, handler string) (string, error) {
-		resp, err := rt.RunPodSandbox(t.Context(), &runtime.RunPodSandboxRequest{Config: config(name), RuntimeHandler: handler})
+		resp, err := rt.RunPodSandbox(t.Context(),
+			&runtime.RunPodSandboxRequest{Config: config(name), RuntimeHandler: handler})
 		return resp.GetPodSandboxId(), err
 	}
 	var ids []string
@@ -90,8 +93,10 @@ func TestAPodThroughTheSocket(t *testing.T) {
 	}{
 		{nil, []string{ids[1], ids[0]}},
 		{&runtime.PodSandboxFilter{Id: ids[0][:10]}, ids[:1]},
-		{&runtime.PodSandboxFilter{State: &runtime.PodSandboxStateValue{State: runtime.PodSandboxState_SANDBOX_READY}}, ids[1:]},
-		{&runtime.PodSandboxFilter{State: &runtime.PodSandboxStateValue{State: runtime.PodSandboxState_SANDBOX_NOTREADY}}, ids[:1]},
+		{&runtime.PodSandboxFilter{State: &runtime.PodSandboxStateValue{State: runtime.PodSandboxState_SANDBOX_READY}},
+			ids[1:]},
+		{&runtime.PodSandboxFilter{State: &runtime.PodSandboxStateValue{State: runtime.PodSandboxState_SANDBOX_NOTREADY}},
+			ids[:1]},
 		{&runtime.PodSandboxFilter{LabelSelector: map[string]string{"app": "web"}}, ids[:1]},
 		{&runtime.PodSandboxFilter{Id: "no such pod"}, nil},
 	} {
@@ -108,7 +113,8 @@ func TestAPodThroughTheSocket(t *testing.T) {
 		}
 	}
 	got, err := rt.PodSandboxStatus(t.Context(), &runtime.PodSandboxStatusRequest{PodSandboxId: ids[0]})
-	if err != nil || got.GetStatus().GetState() != runtime.PodSandboxState_SANDBOX_NOTREADY || got.GetStatus().GetMetadata().GetName() != "web" {
+	if err != nil || got.GetStatus().GetState() != runtime.PodSandboxState_SANDBOX_NOTREADY ||
+		got.GetStatus().GetMetadata().GetName() != "web" {
 		t.Errorf("the status of a stopped pod: %v, %v", got, err)
 	}
 
@@ -127,8 +133,10 @@ func TestAPodThroughTheSocket(t *testing.T) {
 			return err
 		}, codes.InvalidArgument},
 		"a container in a stopped pod": {func() error {
-			_, err := rt.CreateContainer(t.Context(), &runtime.CreateContainerRequest{PodSandboxId: ids[0], SandboxConfig: config("web"),
-				Config: &runtime.ContainerConfig{Metadata: &runtime.ContainerMetadata{Name: "c"}, Image: &runtime.ImageSpec{Image: "busybox"}}})
+			_, err := rt.CreateContainer(t.Context(),
+				&runtime.CreateContainerRequest{PodSandboxId: ids[0], SandboxConfig: config("web"),
+					Config: &runtime.ContainerConfig{Metadata: &runtime.ContainerMetadata{Name: "c"},
+						Image: &runtime.ImageSpec{Image: "busybox"}}})
 			return err
 		}, codes.FailedPrecondition},
 		"start of an unknown container": {func() error {
@@ -152,8 +160,10 @@ func TestAPodThroughTheSocket(t *testing.T) {
 	if _, err := rt.RemovePodSandbox(t.Context(), &runtime.RemovePodSandboxRequest{PodSandboxId: ids[0]}); err != nil {
 		t.Fatal(err)
 	}
-	const created, started = runtime.ContainerEventType_CONTAINER_CREATED_EVENT, runtime.ContainerEventType_CONTAINER_STARTED_EVENT
-	const stopped, deleted = runtime.ContainerEventType_CONTAINER_STOPPED_EVENT, runtime.ContainerEventType_CONTAINER_DELETED_EVENT
+	const created, started = runtime.ContainerEventType_CONTAINER_CREATED_EVENT,
+		runtime.ContainerEventType_CONTAINER_STARTED_EVENT
+	const stopped, deleted = runtime.ContainerEventType_CONTAINER_STOPPED_EVENT,
+		runtime.ContainerEventType_CONTAINER_DELETED_EVENT
 	for _, want := range []struct {
 		id   string
 		what runtime.ContainerEventType

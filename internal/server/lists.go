@@ -12,8 +12,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/pod"
 )
 
-// Each list has two RPCs: List… answers with all of it, Stream… with messages of some. Both take it from one view of all
-// pods, before the first message is sent.
+// Each list has two RPCs: List… answers with all of it, Stream… with messages of some. Both take it
+// from one view of all pods, before the first message is sent.
 
 // Bounds of one message of a stream. A kubelet takes up to 16 MiB.
 const (
@@ -54,8 +54,8 @@ func sizeOf(d metadataItem) int {
 	return size
 }
 
-// listAnswer is a message with a list in field 1 and nothing else, as the answers of lists and streams are: its items, each
-// encoded already.
+// listAnswer is a message with a list in field 1 and nothing else, as the answers of lists and
+// streams are: its items, each encoded already.
 type listAnswer [][]byte
 
 func (a listAnswer) encode() mem.BufferSlice {
@@ -77,7 +77,8 @@ func (s *runtimeService) listPodSandbox(_ context.Context, in any) (any, error) 
 	return listAnswer(items), err
 }
 
-func (s *runtimeService) StreamPodSandboxes(req *runtime.StreamPodSandboxesRequest, stream grpc.ServerStreamingServer[runtime.StreamPodSandboxesResponse]) error {
+func (s *runtimeService) StreamPodSandboxes(req *runtime.StreamPodSandboxesRequest,
+	stream grpc.ServerStreamingServer[runtime.StreamPodSandboxesResponse]) error {
 	items, err := s.Pods.EncodedSandboxes(req.GetFilter(), sandboxItem)
 	if err != nil {
 		return err
@@ -86,7 +87,8 @@ func (s *runtimeService) StreamPodSandboxes(req *runtime.StreamPodSandboxesReque
 }
 
 func containerFilter(f *runtime.ContainerFilter) pod.ContainerFilter {
-	return pod.ContainerFilter{ID: f.GetId(), SandboxID: f.GetPodSandboxId(), State: f.GetState(), Labels: f.GetLabelSelector()}
+	return pod.ContainerFilter{ID: f.GetId(), SandboxID: f.GetPodSandboxId(), State: f.GetState(),
+		Labels: f.GetLabelSelector()}
 }
 
 func (s *runtimeService) listContainers(_ context.Context, in any) (any, error) {
@@ -94,7 +96,8 @@ func (s *runtimeService) listContainers(_ context.Context, in any) (any, error) 
 	return listAnswer(items), err
 }
 
-func (s *runtimeService) StreamContainers(req *runtime.StreamContainersRequest, stream grpc.ServerStreamingServer[runtime.StreamContainersResponse]) error {
+func (s *runtimeService) StreamContainers(req *runtime.StreamContainersRequest,
+	stream grpc.ServerStreamingServer[runtime.StreamContainersResponse]) error {
 	items, err := s.Pods.EncodedContainers(containerFilter(req.GetFilter()), containerItem)
 	if err != nil {
 		return err
@@ -102,8 +105,10 @@ func (s *runtimeService) StreamContainers(req *runtime.StreamContainersRequest, 
 	return inChunks(items, encodedSize, func(some [][]byte) error { return stream.SendMsg(listAnswer(some)) })
 }
 
-func (s *runtimeService) containerStats(ctx context.Context, f *runtime.ContainerStatsFilter) ([]*runtime.ContainerStats, error) {
-	list, err := s.Pods.ListContainers(pod.ContainerFilter{ID: f.GetId(), SandboxID: f.GetPodSandboxId(), Labels: f.GetLabelSelector()})
+func (s *runtimeService) containerStats(ctx context.Context,
+	f *runtime.ContainerStatsFilter) ([]*runtime.ContainerStats, error) {
+	list, err := s.Pods.ListContainers(pod.ContainerFilter{ID: f.GetId(), SandboxID: f.GetPodSandboxId(),
+		Labels: f.GetLabelSelector()})
 	if err != nil {
 		return nil, err
 	}
@@ -113,12 +118,14 @@ func (s *runtimeService) containerStats(ctx context.Context, f *runtime.Containe
 	return encodeAll(used, containerStats), err
 }
 
-func (s *runtimeService) ListContainerStats(ctx context.Context, req *runtime.ListContainerStatsRequest) (*runtime.ListContainerStatsResponse, error) {
+func (s *runtimeService) ListContainerStats(ctx context.Context,
+	req *runtime.ListContainerStatsRequest) (*runtime.ListContainerStatsResponse, error) {
 	items, err := s.containerStats(ctx, req.GetFilter())
 	return &runtime.ListContainerStatsResponse{Stats: items}, err
 }
 
-func (s *runtimeService) StreamContainerStats(req *runtime.StreamContainerStatsRequest, stream grpc.ServerStreamingServer[runtime.StreamContainerStatsResponse]) error {
+func (s *runtimeService) StreamContainerStats(req *runtime.StreamContainerStatsRequest,
+	stream grpc.ServerStreamingServer[runtime.StreamContainerStatsResponse]) error {
 	items, err := s.containerStats(stream.Context(), req.GetFilter())
 	if err != nil {
 		return err
@@ -130,7 +137,8 @@ func (s *runtimeService) StreamContainerStats(req *runtime.StreamContainerStatsR
 
 func containerStatsSize(i *runtime.ContainerStats) int { return sizeOf(i.GetAttributes()) }
 
-func (s *runtimeService) sandboxStats(ctx context.Context, f *runtime.PodSandboxStatsFilter) ([]*runtime.PodSandboxStats, error) {
+func (s *runtimeService) sandboxStats(ctx context.Context,
+	f *runtime.PodSandboxStatsFilter) ([]*runtime.PodSandboxStats, error) {
 	// Those that are being stopped, or wait to be removed, still use something.
 	sandboxes, err := s.Pods.Sandboxes(&runtime.PodSandboxFilter{Id: f.GetId(), LabelSelector: f.GetLabelSelector()})
 	if err != nil {
@@ -140,12 +148,14 @@ func (s *runtimeService) sandboxStats(ctx context.Context, f *runtime.PodSandbox
 	return encodeAll(used, sandboxStats), err
 }
 
-func (s *runtimeService) ListPodSandboxStats(ctx context.Context, req *runtime.ListPodSandboxStatsRequest) (*runtime.ListPodSandboxStatsResponse, error) {
+func (s *runtimeService) ListPodSandboxStats(ctx context.Context,
+	req *runtime.ListPodSandboxStatsRequest) (*runtime.ListPodSandboxStatsResponse, error) {
 	items, err := s.sandboxStats(ctx, req.GetFilter())
 	return &runtime.ListPodSandboxStatsResponse{Stats: items}, err
 }
 
-func (s *runtimeService) StreamPodSandboxStats(req *runtime.StreamPodSandboxStatsRequest, stream grpc.ServerStreamingServer[runtime.StreamPodSandboxStatsResponse]) error {
+func (s *runtimeService) StreamPodSandboxStats(req *runtime.StreamPodSandboxStatsRequest,
+	stream grpc.ServerStreamingServer[runtime.StreamPodSandboxStatsResponse]) error {
 	items, err := s.sandboxStats(stream.Context(), req.GetFilter())
 	if err != nil {
 		return err
@@ -177,12 +187,14 @@ func (s *imageService) images(f *runtime.ImageFilter) ([]*runtime.Image, error) 
 	return items, nil
 }
 
-func (s *imageService) ListImages(_ context.Context, req *runtime.ListImagesRequest) (*runtime.ListImagesResponse, error) {
+func (s *imageService) ListImages(_ context.Context,
+	req *runtime.ListImagesRequest) (*runtime.ListImagesResponse, error) {
 	items, err := s.images(req.GetFilter())
 	return &runtime.ListImagesResponse{Images: items}, err
 }
 
-func (s *imageService) StreamImages(req *runtime.StreamImagesRequest, stream grpc.ServerStreamingServer[runtime.StreamImagesResponse]) error {
+func (s *imageService) StreamImages(req *runtime.StreamImagesRequest,
+	stream grpc.ServerStreamingServer[runtime.StreamImagesResponse]) error {
 	items, err := s.images(req.GetFilter())
 	if err != nil {
 		return err

@@ -32,7 +32,8 @@ func TestChunksHaveEachItemOnce(t *testing.T) {
 		}
 	}
 	gone := errors.New("the client is gone")
-	if err := inChunks([]int{1, 2}, func(int) int { return chunkBytes }, func([]int) error { return gone }); !errors.Is(err, gone) {
+	if err := inChunks([]int{1, 2},
+		func(int) int { return chunkBytes }, func([]int) error { return gone }); !errors.Is(err, gone) {
 		t.Errorf("%v", err)
 	}
 }

@@ -9,15 +9,18 @@ import (
 	"github.com/kuri-cri/kuri/internal/metric"
 )
 
-func (s *runtimeService) ListMetricDescriptors(context.Context, *runtime.ListMetricDescriptorsRequest) (*runtime.ListMetricDescriptorsResponse, error) {
+func (s *runtimeService) ListMetricDescriptors(context.Context,
+	*runtime.ListMetricDescriptorsRequest) (*runtime.ListMetricDescriptorsResponse, error) {
 	resp := &runtime.ListMetricDescriptorsResponse{}
 	for _, row := range metric.Rows() {
-		resp.Descriptors = append(resp.Descriptors, &runtime.MetricDescriptor{Name: row.Name, Help: row.Help, LabelKeys: row.LabelKeys()})
+		resp.Descriptors = append(resp.Descriptors, &runtime.MetricDescriptor{Name: row.Name, Help: row.Help,
+			LabelKeys: row.LabelKeys()})
 	}
 	return resp, nil
 }
 
-func (s *runtimeService) StreamPodSandboxMetrics(_ *runtime.StreamPodSandboxMetricsRequest, stream grpc.ServerStreamingServer[runtime.StreamPodSandboxMetricsResponse]) error {
+func (s *runtimeService) StreamPodSandboxMetrics(_ *runtime.StreamPodSandboxMetricsRequest,
+	stream grpc.ServerStreamingServer[runtime.StreamPodSandboxMetricsResponse]) error {
 	all, err := s.listPodSandboxMetrics(stream.Context(), nil)
 	if err != nil {
 		return err

@@ -37,9 +37,11 @@ func TestMetricsAreWhatTheCRISays(t *testing.T) {
 		},
 		Links: []link.Counter{{Name: "eth0", RxBytes: 1 << 40}},
 	}
-	labels := metric.Labels{Container: "c", ID: "/kubepods/" + string(bytes.Repeat([]byte("x"), 200)), Name: "id", Namespace: "ns", Pod: "ü"}
+	labels := metric.Labels{Container: "c", ID: "/kubepods/" + string(bytes.Repeat([]byte("x"), 200)), Name: "id",
+		Namespace: "ns", Pod: "ü"}
 	list := []*pod.Metrics{
-		{SandboxID: "one", Labels: metric.Labels{Pod: "p"}, Reading: reading, Containers: []pod.ContainerMetrics{{ID: "a", Labels: labels, Reading: reading}, {ID: "b", Reading: &metric.Reading{}}}},
+		{SandboxID: "one", Labels: metric.Labels{Pod: "p"}, Reading: reading, Containers: []pod.ContainerMetrics{{ID: "a",
+			Labels: labels, Reading: reading}, {ID: "b", Reading: &metric.Reading{}}}},
 		{SandboxID: "two", Reading: &metric.Reading{}},
 	}
 	want := &runtime.ListPodSandboxMetricsResponse{}
@@ -47,7 +49,8 @@ func TestMetricsAreWhatTheCRISays(t *testing.T) {
 	for _, m := range list {
 		one := &runtime.PodSandboxMetrics{PodSandboxId: m.SandboxID, Metrics: messages(m.Reading, m.Labels)}
 		for _, c := range m.Containers {
-			one.ContainerMetrics = append(one.ContainerMetrics, &runtime.ContainerMetrics{ContainerId: c.ID, Metrics: messages(c.Reading, c.Labels)})
+			one.ContainerMetrics = append(one.ContainerMetrics,
+				&runtime.ContainerMetrics{ContainerId: c.ID, Metrics: messages(c.Reading, c.Labels)})
 		}
 		want.PodMetrics = append(want.PodMetrics, one)
 		answer = append(answer, encodePodMetrics(m))
@@ -61,7 +64,8 @@ func TestMetricsAreWhatTheCRISays(t *testing.T) {
 		t.Errorf("%v\n got  %v\n want %v", err, got, want)
 	}
 	streamed := &runtime.StreamPodSandboxMetricsResponse{}
-	if err := proto.Unmarshal(wire.Bytes(), streamed); err != nil || len(streamed.PodSandboxMetrics) != 2 || !proto.Equal(streamed.PodSandboxMetrics[0], want.PodMetrics[0]) {
+	if err := proto.Unmarshal(wire.Bytes(), streamed); err != nil || len(streamed.PodSandboxMetrics) != 2 ||
+		!proto.Equal(streamed.PodSandboxMetrics[0], want.PodMetrics[0]) {
 		t.Errorf("streamed: %v, %v", err, streamed)
 	}
 }

@@ -10,8 +10,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/pod"
 )
 
-// The metrics of a node's pods are tens of thousands of small messages that differ in little but a number. So they are
-// encoded without being made: what a container's metrics have in common is encoded once, and so is each row of the table.
+// The metrics of a node's pods are tens of thousands of small messages that differ in little but a
+// number. So they are encoded without being made: what a container's metrics have in common is
+// encoded once, and so is each row of the table.
 
 func (s *runtimeService) listPodSandboxMetrics(ctx context.Context, _ any) (any, error) {
 	list, err := s.Pods.Metrics(ctx)
@@ -86,4 +87,5 @@ func appendLabel(out []byte, v string) []byte {
 	return protowire.AppendString(protowire.AppendTag(out, 4, protowire.BytesType), v)
 }
 
-var metricTypes = map[metric.Type]runtime.MetricType{metric.Counter: runtime.MetricType_COUNTER, metric.Gauge: runtime.MetricType_GAUGE}
+var metricTypes = map[metric.Type]runtime.MetricType{metric.Counter: runtime.MetricType_COUNTER,
+	metric.Gauge: runtime.MetricType_GAUGE}

@@ -12,7 +12,8 @@ type networkService struct {
 	prune func(context.Context) ([]string, error)
 }
 
-func (s *networkService) Prune(ctx context.Context, _ *kuriv1.PruneNetworkRequest) (*kuriv1.PruneNetworkResponse, error) {
+func (s *networkService) Prune(ctx context.Context,
+	_ *kuriv1.PruneNetworkRequest) (*kuriv1.PruneNetworkResponse, error) {
 	users, err := s.prune(ctx)
 	if err != nil {
 		return nil, err

@@ -37,10 +37,11 @@ func (s *runtimeService) Status(ctx context.Context, req *runtime.StatusRequest)
 		},
 	}
 	for _, name := range s.Pods.HandlerNames() { // all of them run the same OCI runtime
-		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtime.RuntimeHandler{Name: name, Features: &runtime.RuntimeHandlerFeatures{
-			RecursiveReadOnlyMounts: s.Pods.Node.MountSetattr,
-			UserNamespaces:          s.Pods.Node.NoUserNamespaces == "",
-		}})
+		resp.RuntimeHandlers = append(resp.RuntimeHandlers,
+			&runtime.RuntimeHandler{Name: name, Features: &runtime.RuntimeHandlerFeatures{
+				RecursiveReadOnlyMounts: s.Pods.Node.MountSetattr,
+				UserNamespaces:          s.Pods.Node.NoUserNamespaces == "",
+			}})
 	}
 	if req.GetVerbose() {
 		var err error
@@ -100,7 +101,8 @@ func (s *runtimeService) verbose(ctx context.Context, ready error) (map[string]s
 // Text is a value of [Options].About that is returned verbatim, not as JSON.
 type Text string
 
-func (s *runtimeService) RuntimeConfig(context.Context, *runtime.RuntimeConfigRequest) (*runtime.RuntimeConfigResponse, error) {
+func (s *runtimeService) RuntimeConfig(context.Context,
+	*runtime.RuntimeConfigRequest) (*runtime.RuntimeConfigResponse, error) {
 	driver := runtime.CgroupDriver_CGROUPFS
 	if s.SystemdCgroup {
 		driver = runtime.CgroupDriver_SYSTEMD
@@ -108,10 +110,12 @@ func (s *runtimeService) RuntimeConfig(context.Context, *runtime.RuntimeConfigRe
 	return &runtime.RuntimeConfigResponse{Linux: &runtime.LinuxRuntimeConfiguration{CgroupDriver: driver}}, nil
 }
 
-func (s *runtimeService) UpdateRuntimeConfig(_ context.Context, req *runtime.UpdateRuntimeConfigRequest) (*runtime.UpdateRuntimeConfigResponse, error) {
+func (s *runtimeService) UpdateRuntimeConfig(_ context.Context,
+	req *runtime.UpdateRuntimeConfigRequest) (*runtime.UpdateRuntimeConfigResponse, error) {
 	// A kubelet that was given no pod CIDR asks with an empty one; one of a dual-stack node joins two by a comma.
 	var ranges []netip.Prefix
-	for _, cidr := range strings.FieldsFunc(req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(), func(r rune) bool { return r == ',' }) {
+	for _, cidr := range strings.FieldsFunc(req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(),
+		func(r rune) bool { return r == ',' }) {
 		p, err := netip.ParsePrefix(strings.TrimSpace(cidr))
 		if err != nil {
 			return nil, fault.New(fault.Invalid, "runtime_config.network_config.pod_cidr: %w", err)

@@ -15,7 +15,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/step"
 )
 
-func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
+	handler grpc.UnaryHandler) (any, error) {
 	done := s.telemetry.observe(ctx)
 	ctx, op := s.operations.Begin(ctx, methodOf(info.FullMethod), s.subjectOf(req), step.Caller(callerOf(ctx)))
 	resp, err := guarded(func() (any, error) { return handler(ctx, req) })
@@ -28,7 +29,8 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	done := s.telemetry.observe(ss.Context())
-	ctx, op := s.operations.Begin(ss.Context(), methodOf(info.FullMethod), step.Subject{}, step.Caller(callerOf(ss.Context())))
+	ctx, op := s.operations.Begin(ss.Context(), methodOf(info.FullMethod), step.Subject{},
+		step.Caller(callerOf(ss.Context())))
 	_, err := guarded(func() (any, error) { return nil, handler(srv, &endingStream{ss, ctx}) })
 	if errors.Is(err, errClosing) { // nothing that anyone has to look at
 		err = coded(err)
@@ -45,9 +47,10 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 // methodOf returns the method of a full one, without its service.
 func methodOf(full string) string { return full[strings.LastIndexByte(full, '/')+1:] }
 
-// logOperation logs the outcome of a request. The level is error for a failure of Kuri's own; warning for one that the client,
-// its pod or its registry can mend, and for a slow request, with its slowest step; info for a change; debug for the rest.
-// Changes are logged with the caller, the subject and the duration of each step.
+// logOperation logs the outcome of a request. The level is error for a failure of Kuri's own;
+// warning for one that the client, its pod or its registry can mend, and for a slow request, with
+// its slowest step; info for a change; debug for the rest. Changes are logged with the caller, the
+// subject and the duration of each step.
 func (s *Server) logOperation(ctx context.Context, r step.Report, details []any) {
 	method, _ := grpc.Method(ctx)
 	level := slog.LevelDebug
@@ -59,7 +62,8 @@ func (s *Server) logOperation(ctx context.Context, r step.Report, details []any)
 	}
 	switch status.Code(r.Err) {
 	case codes.OK, codes.NotFound, codes.Canceled, codes.Unimplemented:
-	case codes.InvalidArgument, codes.AlreadyExists, codes.FailedPrecondition, codes.DeadlineExceeded, codes.PermissionDenied, codes.Unauthenticated,
+	case codes.InvalidArgument, codes.AlreadyExists, codes.FailedPrecondition, codes.DeadlineExceeded,
+		codes.PermissionDenied, codes.Unauthenticated,
 		codes.Aborted:
 		level = slog.LevelWarn
 	default:
@@ -82,8 +86,8 @@ func (s *Server) logOperation(ctx context.Context, r step.Report, details []any)
 	slog.Log(ctx, level, "refused", append(attrs, "code", status.Code(r.Err), "err", status.Convert(r.Err).Message())...)
 }
 
-// slow reports whether an operation took longer than its method is to take, and how long that is. The grace of a stop does
-// not count.
+// slow reports whether an operation took longer than its method is to take, and how long that is.
+// The grace of a stop does not count.
 func (s *Server) slow(r step.Report) (limit time.Duration, slow bool) {
 	took := r.Took
 	for _, one := range r.Steps {
@@ -95,7 +99,8 @@ func (s *Server) slow(r step.Report) (limit time.Duration, slow bool) {
 	return limit, limit > 0 && took > limit
 }
 
-// ended takes note of an operation of which nothing goes on any more. The log hears of one that its caller had given up.
+// ended takes note of an operation of which nothing goes on any more. The log hears of one that its
+// caller had given up.
 func (s *Server) ended(ctx context.Context, r step.Report) {
 	s.telemetry.steps(r)
 	s.remember(r)
@@ -105,7 +110,8 @@ func (s *Server) ended(ctx context.Context, r step.Report) {
 	if !r.Began.Add(r.Took + givenUp).Before(time.Now()) {
 		return
 	}
-	attrs := append([]any{"method", r.Kind, "took", time.Since(r.Began), "answered_after", r.Took}, subjectAttrs(r.Subject)...)
+	attrs := append([]any{"method", r.Kind, "took", time.Since(r.Began), "answered_after", r.Took},
+		subjectAttrs(r.Subject)...)
 	slog.Log(ctx, slog.LevelInfo, "ended what its caller has given up", append(attrs, stepAttrs(r)...)...)
 }
 
@@ -115,7 +121,8 @@ const givenUp = 100 * time.Millisecond
 // subjectAttrs are the log attributes of a subject.
 func subjectAttrs(s step.Subject) (attrs []any) {
 	for _, a := range [][2]string{
-		{"namespace", s.Namespace}, {"pod", s.Pod}, {"pod_id", s.PodID}, {"container", s.Container}, {"container_id", s.ContainerID}, {"image", s.Image},
+		{"namespace", s.Namespace}, {"pod", s.Pod}, {"pod_id", s.PodID}, {"container", s.Container}, {"container_id",
+			s.ContainerID}, {"image", s.Image},
 	} {
 		if a[1] != "" {
 			attrs = append(attrs, a[0], a[1])

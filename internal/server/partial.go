@@ -9,8 +9,9 @@ import (
 	"sync/atomic"
 )
 
-// gRPC keeps a message until it is whole, and gives its stream room for all of it; how many streams and connections have
-// one half-sent at the same time it does not look at. So they are counted here, below it.
+// gRPC keeps a message until it is whole, and gives its stream room for all of it; how many streams
+// and connections have one half-sent at the same time it does not look at. So they are counted
+// here, below it.
 const (
 	maxPartial  = 128 << 20 // bytes of messages that are not whole, of all connections
 	fairPartial = 64 << 10  // of one connection: with no more than that it is never the one that is closed
@@ -24,8 +25,8 @@ type partial struct {
 	total atomic.Int64
 }
 
-// partialConn is an HTTP/2 connection whose incomplete messages are counted. A connection that sends more of them while the
-// limit is exceeded is closed.
+// partialConn is an HTTP/2 connection whose incomplete messages are counted. A connection that
+// sends more of them while the limit is exceeded is closed.
 type partialConn struct {
 	net.Conn
 	all *partial
@@ -37,7 +38,8 @@ type partialConn struct {
 	closed  bool
 }
 
-// partialMessage is the message that a stream is sending: five bytes, the last four of which are its length, and the message.
+// partialMessage is the message that a stream is sending: five bytes, the last four of which are
+// its length, and the message.
 type partialMessage struct {
 	head [5]byte
 	have int // bytes of head received
@@ -56,7 +58,8 @@ func (c *partialConn) Read(p []byte) (int, error) {
 	defer c.mu.Unlock()
 	c.in.feed(p[:n], c)
 	if n > 0 && c.own > fairPartial && c.all.total.Load() > c.all.limit {
-		slog.Warn("a connection is closed: incomplete requests take too much memory", "of_this_one", c.own, "of_all", c.all.total.Load(), "limit", c.all.limit)
+		slog.Warn("a connection is closed: incomplete requests take too much memory", "of_this_one", c.own,
+			"of_all", c.all.total.Load(), "limit", c.all.limit)
 		return 0, errPartial
 	}
 	return n, err

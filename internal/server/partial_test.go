@@ -30,7 +30,8 @@ func TestHalfSentMessagesAreCounted(t *testing.T) {
 	}
 	headers := func(stream uint32, end bool) func(*http2.Framer) {
 		return func(f *http2.Framer) {
-			f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: []byte("of no interest"), EndHeaders: true, EndStream: end})
+			f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: []byte("of no interest"), EndHeaders: true,
+				EndStream: end})
 		}
 	}
 	data := func(stream uint32, end bool, payload []byte) func(*http2.Framer) {
@@ -108,17 +109,18 @@ func FuzzFrames(f *testing.F) {
 	})
 }
 
-// A client with many requests that are never whole loses its connection before they fill the memory. Another one, with a
-// request that is whole, and one that has little of one, keep theirs.
+// A client with many requests that are never whole loses its connection before they fill the
+// memory. Another one, with a request that is whole, and one that has little of one, keep theirs.
 func TestHalfSentMessagesAreBounded(t *testing.T) {
 	const limit, size, streams = 4 << 20, 1 << 20, 12
 	all := &partial{limit: limit}
-	g := grpc.NewServer(grpc.Creds(peerCredentials{all}), grpc.UnknownServiceHandler(func(_ any, ss grpc.ServerStream) error {
-		if err := ss.RecvMsg(&emptypb.Empty{}); err != nil {
-			return err
-		}
-		return ss.SendMsg(&emptypb.Empty{})
-	}))
+	g := grpc.NewServer(grpc.Creds(peerCredentials{all}),
+		grpc.UnknownServiceHandler(func(_ any, ss grpc.ServerStream) error {
+			if err := ss.RecvMsg(&emptypb.Empty{}); err != nil {
+				return err
+			}
+			return ss.SendMsg(&emptypb.Empty{})
+		}))
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)
 	if err != nil {
@@ -130,12 +132,13 @@ func TestHalfSentMessagesAreBounded(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	client := func() *http.Transport { // of one connection: a request that comes after its end fails, too
 		var dialled atomic.Bool
-		tr := &http.Transport{Protocols: new(http.Protocols), MaxConnsPerHost: 1, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			if dialled.Swap(true) {
-				return nil, net.ErrClosed
-			}
-			return new(net.Dialer).DialContext(ctx, "unix", path)
-		}}
+		tr := &http.Transport{Protocols: new(http.Protocols), MaxConnsPerHost: 1,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				if dialled.Swap(true) {
+					return nil, net.ErrClosed
+				}
+				return new(net.Dialer).DialContext(ctx, "unix", path)
+			}}
 		tr.Protocols.SetUnencryptedHTTP2(true)
 		t.Cleanup(tr.CloseIdleConnections)
 		return tr

@@ -16,7 +16,8 @@ type runtimeService struct {
 	history *step.History
 }
 
-func (s *runtimeService) RunPodSandbox(ctx context.Context, req *runtime.RunPodSandboxRequest) (*runtime.RunPodSandboxResponse, error) {
+func (s *runtimeService) RunPodSandbox(ctx context.Context,
+	req *runtime.RunPodSandboxRequest) (*runtime.RunPodSandboxResponse, error) {
 	made, err := s.Pods.Run(ctx, req.GetConfig(), req.GetRuntimeHandler())
 	if err != nil {
 		return nil, err
@@ -24,21 +25,24 @@ func (s *runtimeService) RunPodSandbox(ctx context.Context, req *runtime.RunPodS
 	return &runtime.RunPodSandboxResponse{PodSandboxId: made.Record().ID}, nil
 }
 
-func (s *runtimeService) StopPodSandbox(ctx context.Context, req *runtime.StopPodSandboxRequest) (*runtime.StopPodSandboxResponse, error) {
+func (s *runtimeService) StopPodSandbox(ctx context.Context,
+	req *runtime.StopPodSandboxRequest) (*runtime.StopPodSandboxResponse, error) {
 	if err := named("pod_sandbox_id", req.GetPodSandboxId()); err != nil {
 		return nil, err
 	}
 	return &runtime.StopPodSandboxResponse{}, s.Pods.Stop(ctx, req.GetPodSandboxId())
 }
 
-func (s *runtimeService) RemovePodSandbox(ctx context.Context, req *runtime.RemovePodSandboxRequest) (*runtime.RemovePodSandboxResponse, error) {
+func (s *runtimeService) RemovePodSandbox(ctx context.Context,
+	req *runtime.RemovePodSandboxRequest) (*runtime.RemovePodSandboxResponse, error) {
 	if err := named("pod_sandbox_id", req.GetPodSandboxId()); err != nil {
 		return nil, err
 	}
 	return &runtime.RemovePodSandboxResponse{}, s.Pods.Remove(ctx, req.GetPodSandboxId())
 }
 
-func (s *runtimeService) PodSandboxStatus(_ context.Context, req *runtime.PodSandboxStatusRequest) (*runtime.PodSandboxStatusResponse, error) {
+func (s *runtimeService) PodSandboxStatus(_ context.Context,
+	req *runtime.PodSandboxStatusRequest) (*runtime.PodSandboxStatusResponse, error) {
 	snap, err := s.Pods.Snapshot(req.GetPodSandboxId())
 	if err != nil {
 		return nil, err
@@ -51,8 +55,10 @@ func (s *runtimeService) PodSandboxStatus(_ context.Context, req *runtime.PodSan
 	return resp, nil
 }
 
-func (s *runtimeService) UpdatePodSandboxResources(_ context.Context, req *runtime.UpdatePodSandboxResourcesRequest) (*runtime.UpdatePodSandboxResourcesResponse, error) {
-	return &runtime.UpdatePodSandboxResourcesResponse{}, s.Pods.UpdateSandbox(req.GetPodSandboxId(), req.GetOverhead(), req.GetResources())
+func (s *runtimeService) UpdatePodSandboxResources(_ context.Context,
+	req *runtime.UpdatePodSandboxResourcesRequest) (*runtime.UpdatePodSandboxResourcesResponse, error) {
+	return &runtime.UpdatePodSandboxResourcesResponse{}, s.Pods.UpdateSandbox(req.GetPodSandboxId(), req.GetOverhead(),
+		req.GetResources())
 }
 
 // named refuses an empty id, for which a stop or a removal would otherwise succeed.

@@ -54,7 +54,8 @@ func collectOperations(ops *step.Operations) collector {
 
 // collectPods collects pods, containers, their writable layers, and events.
 func collectPods(pods *pod.Pods) collector {
-	rows := []*selfRow{&rowPods, &rowContainers, &rowExits, &rowReaders, &rowLag, &rowEventsMissed, &rowWritable, &rowWritableNodes}
+	rows := []*selfRow{&rowPods, &rowContainers, &rowExits, &rowReaders, &rowLag, &rowEventsMissed, &rowWritable,
+		&rowWritableNodes}
 	return collector{rows, func(to sink) {
 		count := pods.Count()
 		for state, n := range count.Sandboxes {
@@ -77,7 +78,8 @@ func collectPods(pods *pod.Pods) collector {
 
 // collectImages collects images, their layers, and pulls.
 func collectImages(images *image.Store) collector {
-	rows := []*selfRow{&rowImages, &rowLayers, &rowLayerBytes, &rowLayerNodes, &rowPulls, &rowPullFailures, &rowPullBytes, &rowPullRetries, &rowPullsFlying}
+	rows := []*selfRow{&rowImages, &rowLayers, &rowLayerBytes, &rowLayerNodes, &rowPulls, &rowPullFailures, &rowPullBytes,
+		&rowPullRetries, &rowPullsFlying}
 	return collector{rows, func(to sink) {
 		layers, used := images.LayerUsage()
 		to.value(&rowImages, float64(len(images.List())))

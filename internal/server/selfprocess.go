@@ -33,7 +33,8 @@ type processes struct {
 func collectProcesses(k *keeper.Client, h *holder.Client) collector {
 	p := &processes{keeper: k, holder: h}
 	return collector{
-		[]*selfRow{&rowUp, &rowRestarts, &rowRSS, &rowPSS, &rowFDs, &rowCPU, &rowBegan, &rowHeldPods, &rowHeld, &rowKeeperMissed},
+		[]*selfRow{&rowUp, &rowRestarts, &rowRSS, &rowPSS, &rowFDs, &rowCPU, &rowBegan, &rowHeldPods, &rowHeld,
+			&rowKeeperMissed},
 		p.read,
 	}
 }
@@ -69,7 +70,8 @@ func (p *processes) read(to sink) {
 	readProcess(to, "holder", info.Pid)
 }
 
-// readHeld collects the numbers of the keeper's pods and containers. The list may be long, so it is not read at each scrape.
+// readHeld collects the numbers of the keeper's pods and containers. The list may be long, so it is
+// not read at each scrape.
 func (p *processes) readHeld(ctx context.Context, to sink) {
 	if time.Since(p.held) > heldAge {
 		list, err := p.keeper.List(ctx)
@@ -82,7 +84,8 @@ func (p *processes) readHeld(ctx context.Context, to sink) {
 	to.value(&rowHeld, float64(p.inside))
 }
 
-// readProcess collects the resources of a process; with pid 0, that it is not up. Values that cannot be read are left out.
+// readProcess collects the resources of a process; with pid 0, that it is not up. Values that
+// cannot be read are left out.
 func readProcess(to sink, name string, pid int) {
 	if pid == 0 {
 		to.value(&rowUp, 0, name)

@@ -54,7 +54,8 @@ func TestVersionEchoesTheVersionItWasAskedIn(t *testing.T) {
 	conn := dial(t, path)
 	for _, v := range []string{"v1", "v1alpha2"} {
 		resp := &runtime.VersionResponse{}
-		if err := conn.Invoke(t.Context(), "/runtime."+v+".RuntimeService/Version", &runtime.VersionRequest{}, resp); err != nil {
+		if err := conn.Invoke(t.Context(), "/runtime."+v+".RuntimeService/Version", &runtime.VersionRequest{},
+			resp); err != nil {
 			t.Fatal(v, err)
 		}
 		if resp.RuntimeApiVersion != v || resp.RuntimeName != "kuri" || resp.RuntimeVersion != "9.9" || resp.Version == "" {
@@ -70,7 +71,8 @@ func TestAPanicCostsItsOwnRequest(t *testing.T) {
 	rt := runtime.NewRuntimeServiceClient(dial(t, path))
 	for range 2 {
 		_, err := rt.ListPodSandbox(t.Context(), &runtime.ListPodSandboxRequest{})
-		if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "a bug in Kuri, please report it") || strings.Contains(err.Error(), "goroutine") {
+		if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "a bug in Kuri, please report it") ||
+			strings.Contains(err.Error(), "goroutine") {
 			t.Errorf("%v", err)
 		}
 	}
@@ -111,10 +113,12 @@ func TestServicesOnTwoSockets(t *testing.T) {
 	rt, img := filepath.Join(dir, "rt.sock"), filepath.Join(dir, "img.sock")
 	serve(t, Options{Listen: rt, ImageListen: img})
 	version := func(path string) error {
-		return dial(t, path).Invoke(t.Context(), "/runtime.v1.RuntimeService/Version", &runtime.VersionRequest{}, &runtime.VersionResponse{})
+		return dial(t, path).Invoke(t.Context(), "/runtime.v1.RuntimeService/Version", &runtime.VersionRequest{},
+			&runtime.VersionResponse{})
 	}
 	images := func(path string) error {
-		return dial(t, path).Invoke(t.Context(), "/runtime.v1alpha2.ImageService/ImageStatus", &runtime.ImageStatusRequest{}, &runtime.ImageStatusResponse{})
+		return dial(t, path).Invoke(t.Context(), "/runtime.v1alpha2.ImageService/ImageStatus", &runtime.ImageStatusRequest{},
+			&runtime.ImageStatusResponse{})
 	}
 	if err := version(rt); err != nil {
 		t.Error(err)
@@ -148,7 +152,8 @@ func TestSocketIsPrivateAndIsNotTakenFromAnother(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatalf("mode %v, %v", info.Mode(), err)
 	}
-	if _, err := Listen(Options{Listen: path, Socket: sockets(t)}); !errors.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "--listen") {
+	if _, err := Listen(Options{Listen: path, Socket: sockets(t)}); !errors.Is(err, fault.Precondition) ||
+		!strings.Contains(err.Error(), "--listen") {
 		t.Fatalf("a second server: %v", err)
 	}
 	s.Close()

@@ -32,7 +32,8 @@ func (s *runtimeService) Attach(_ context.Context, req *runtime.AttachRequest) (
 	return &runtime.AttachResponse{Url: url}, err
 }
 
-func (s *runtimeService) PortForward(_ context.Context, req *runtime.PortForwardRequest) (*runtime.PortForwardResponse, error) {
+func (s *runtimeService) PortForward(_ context.Context,
+	req *runtime.PortForwardRequest) (*runtime.PortForwardResponse, error) {
 	found, err := s.Pods.Forwardable(req.GetPodSandboxId())
 	if err != nil {
 		return nil, err

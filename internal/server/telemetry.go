@@ -46,7 +46,8 @@ func newTelemetry(s *Server, o Options) *telemetry {
 	}
 	build := rowBuild.gauges()
 	build.WithLabelValues(o.Version).Set(1)
-	t.registry.MustRegister(t.requests, t.seconds, t.inFlight, t.stepping, t.keeping, build, collectOperations(s.operations),
+	t.registry.MustRegister(t.requests, t.seconds, t.inFlight, t.stepping, t.keeping, build,
+		collectOperations(s.operations),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if o.Pods != nil {
 		t.registry.MustRegister(collectPods(o.Pods), collectProcesses(o.Pods.Keeper, o.Holder))

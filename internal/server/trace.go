@@ -17,8 +17,8 @@ var traced = map[string]bool{"RunPodSandbox": true, "PullImage": true, "CreateCo
 
 const historySize = 1000
 
-// pulledBefore is how long before its sandbox a pod's images may have been pulled to count as a part of its start: kuri run
-// pulls first, a kubelet later.
+// pulledBefore is how long before its sandbox a pod's images may have been pulled to count as a
+// part of its start: kuri run pulls first, a kubelet later.
 const pulledBefore = time.Minute
 
 // operation is a step.Report in the key "operations" of a verbose status. Times are nanoseconds.
@@ -77,7 +77,8 @@ func operations(h *step.History, snap *pod.Snapshot, container string) string {
 
 func toldOperation(r step.Report) operation {
 	o := operation{
-		Kind: r.Kind, Container: r.Subject.Container, ContainerID: r.Subject.ContainerID, Began: r.Began.UnixNano(), Took: int64(r.Took),
+		Kind: r.Kind, Container: r.Subject.Container, ContainerID: r.Subject.ContainerID, Began: r.Began.UnixNano(),
+		Took:  int64(r.Took),
 		Steps: jsonSteps(r.Steps, r.Began), Caller: r.Caller.Program,
 	}
 	if r.Kind == "PullImage" {

@@ -65,7 +65,8 @@ func TestEveryRPCInBothVersions(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	conn := dial(t, d.Socket)
 	count := 0
-	for _, service := range []grpc.ServiceDesc{runtimeapi.RuntimeService_ServiceDesc, runtimeapi.ImageService_ServiceDesc} {
+	for _, service := range []grpc.ServiceDesc{runtimeapi.RuntimeService_ServiceDesc,
+		runtimeapi.ImageService_ServiceDesc} {
 		_, short, _ := strings.Cut(service.ServiceName, "runtime.v1.")
 		for _, version := range []string{"v1", "v1alpha2"} {
 			for _, m := range service.Methods {
@@ -127,7 +128,8 @@ func TestVersionEchoesTheVersion(t *testing.T) {
 	conn := dial(t, d.Socket)
 	for _, version := range []string{"v1", "v1alpha2"} {
 		var got runtimeapi.VersionResponse
-		if err := conn.Invoke(t.Context(), "/runtime."+version+".RuntimeService/Version", &runtimeapi.VersionRequest{Version: version}, &got); err != nil {
+		if err := conn.Invoke(t.Context(), "/runtime."+version+".RuntimeService/Version",
+			&runtimeapi.VersionRequest{Version: version}, &got); err != nil {
 			t.Fatal(err)
 		}
 		if got.RuntimeApiVersion != version || got.RuntimeName != "kuri" || got.RuntimeVersion == "" || got.Version == "" {
@@ -152,8 +154,10 @@ func TestPodOverV1alpha2(t *testing.T) {
 	var pod runtimeapi.RunPodSandboxResponse
 	invoke("RunPodSandbox", &runtimeapi.RunPodSandboxRequest{Config: p}, &pod)
 	var c runtimeapi.CreateContainerResponse
-	invoke("CreateContainer", &runtimeapi.CreateContainerRequest{PodSandboxId: pod.PodSandboxId, Config: harness.Container("main", image, "sh", "-c", "exit 5"), SandboxConfig: p}, &c)
-	invoke("StartContainer", &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}, &runtimeapi.StartContainerResponse{})
+	invoke("CreateContainer", &runtimeapi.CreateContainerRequest{PodSandboxId: pod.PodSandboxId,
+		Config: harness.Container("main", image, "sh", "-c", "exit 5"), SandboxConfig: p}, &c)
+	invoke("StartContainer", &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId},
+		&runtimeapi.StartContainerResponse{})
 	if got := d.WaitExit(t, c.ContainerId).ExitCode; got != 5 {
 		t.Errorf("exit code %d, want 5", got)
 	}
@@ -175,10 +179,13 @@ func TestUnknownIDs(t *testing.T) {
 	if _, err := d.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: none}); err != nil {
 		t.Errorf("RemoveContainer: %v", err)
 	}
-	if _, err := d.Images.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: "nobody/has:this"}}); err != nil {
+	if _, err := d.Images.RemoveImage(ctx,
+		&runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: "nobody/has:this"}}); err != nil {
 		t.Errorf("RemoveImage: %v", err)
 	}
-	if resp, err := d.Images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: "nobody/has:this"}}); err != nil || resp.Image != nil {
+	if resp, err := d.Images.ImageStatus(ctx,
+		&runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: "nobody/has:this"}}); err != nil ||
+		resp.Image != nil {
 		t.Errorf("ImageStatus: %v, %v; want no image and no error", resp, err)
 	}
 	// These fail for an unknown id.
@@ -196,6 +203,7 @@ func TestUnknownIDs(t *testing.T) {
 	harness.WantError(t, err, codes.NotFound, none)
 	_, err = d.Runtime.ReopenContainerLog(ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: none})
 	harness.WantError(t, err, codes.NotFound, none)
-	_, err = d.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: none, Config: harness.Container("c", "x"), SandboxConfig: harness.Pod("p")})
+	_, err = d.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: none,
+		Config: harness.Container("c", "x"), SandboxConfig: harness.Pod("p")})
 	harness.WantError(t, err, codes.NotFound, none)
 }

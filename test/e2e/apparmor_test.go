@@ -20,7 +20,8 @@ func TestAppArmor(t *testing.T) {
 		t.Skip("SKIP: apparmor_parser is not installed")
 	}
 	s := newShell(t)
-	profile := harness.Write(t, t.TempDir(), "profile", "profile kuri-test-nowrite flags=(attach_disconnected) { file, deny /** w, }\n")
+	profile := harness.Write(t, t.TempDir(), "profile",
+		"profile kuri-test-nowrite flags=(attach_disconnected) { file, deny /** w, }\n")
 	if out, err := exec.Command("apparmor_parser", "-Kr", profile).CombinedOutput(); err != nil {
 		t.Fatalf("load a profile: %v: %s", err, out)
 	}
@@ -55,17 +56,20 @@ func TestAppArmor(t *testing.T) {
 		}
 	}
 	wantForkServer(t, s.Daemon)
-	harness.WantError(t, s.refuses(t, with(runtimeapi.SecurityProfile_Localhost, "kuri-test-absent"), "true"), codes.FailedPrecondition, "kuri-test-absent")
+	harness.WantError(t, s.refuses(t, with(runtimeapi.SecurityProfile_Localhost, "kuri-test-absent"), "true"),
+		codes.FailedPrecondition, "kuri-test-absent")
 }
 
 // Without AppArmor in the kernel a request with a profile fails, says why, and leaves nothing behind.
 func TestAppArmorIsMissing(t *testing.T) {
-	if on, err := os.ReadFile("/sys/module/apparmor/parameters/enabled"); err == nil && strings.HasPrefix(string(on), "Y") {
+	if on, err := os.ReadFile("/sys/module/apparmor/parameters/enabled"); err == nil &&
+		strings.HasPrefix(string(on), "Y") {
 		t.Skip("SKIP: this kernel has AppArmor; TestAppArmor tells its story")
 	}
 	s := newShell(t)
 	err := s.refuses(t, func(_ *container, sc *security) {
-		sc.Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "some-profile"}
+		sc.Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost,
+			LocalhostRef: "some-profile"}
 	}, "true")
 	harness.WantError(t, err, codes.Unimplemented, "apparmor", "AppArmor")
 	list, err := s.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{})

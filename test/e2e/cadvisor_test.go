@@ -91,7 +91,8 @@ func TestCadvisorFindsLabels(t *testing.T) {
 			e := fields(t, []byte(entry))
 			have[e[1][0]] = e[2][0]
 		}
-		if have["io.cri-containerd.kind"] != want.kind || id == first && (have["io.kubernetes.pod.name"] != "web" || have["io.kubernetes.container.name"] != "app") {
+		if have["io.cri-containerd.kind"] != want.kind ||
+			id == first && (have["io.kubernetes.pod.name"] != "web" || have["io.kubernetes.container.name"] != "app") {
 			t.Errorf("%v", have)
 		}
 		resp, err = ask(task, id)
@@ -99,7 +100,8 @@ func TestCadvisorFindsLabels(t *testing.T) {
 			t.Fatal(err)
 		}
 		p := fields(t, []byte(resp[1][0]))
-		if p[1][0] != id || p[4][0] != want.status || id == first && p[3][0] != fmt.Sprint(firstProcess(t, s.Daemon, id)) || id == second && p[9][0] != "3" {
+		if p[1][0] != id || p[4][0] != want.status || id == first && p[3][0] != fmt.Sprint(firstProcess(t, s.Daemon, id)) ||
+			id == second && p[9][0] != "3" {
 			t.Errorf("%q", p)
 		}
 	}
@@ -109,7 +111,8 @@ func TestCadvisorFindsLabels(t *testing.T) {
 			harness.WantError(t, err, codes.NotFound)
 		}
 	}
-	if resp, err := runtimeapi.NewRuntimeServiceClient(conn).Version(t.Context(), &runtimeapi.VersionRequest{}); err != nil || resp.RuntimeName != "kuri" {
+	if resp, err := runtimeapi.NewRuntimeServiceClient(conn).Version(t.Context(),
+		&runtimeapi.VersionRequest{}); err != nil || resp.RuntimeName != "kuri" {
 		t.Errorf("%v, %v", resp, err)
 	}
 }

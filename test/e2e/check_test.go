@@ -48,7 +48,8 @@ func TestCheckNode(t *testing.T) {
 	if code != want || got.Summary["missing"] != 0 {
 		t.Errorf("exit code %d, want %d; %v\n%s", code, want, got.Summary, out)
 	}
-	if !strings.Contains(out, d.Root+" on ") || !strings.Contains(out, "everybody can pass to "+d.State) && got.state("storage", "state's mode") == "ok" {
+	if !strings.Contains(out, d.Root+" on ") || !strings.Contains(out, "everybody can pass to "+d.State) &&
+		got.state("storage", "state's mode") == "ok" {
 		t.Errorf("it did not look at the daemon's directories:\n%s", out)
 	}
 	st, err := d.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
@@ -60,8 +61,10 @@ func TestCheckNode(t *testing.T) {
 		group, name string
 		kurid       bool
 	}{
-		{"kernel", "mount_setattr", features.RecursiveReadOnlyMounts}, {"runtime", "user namespaces", features.UserNamespaces},
-		{"runtime", "RuntimeReady", true}, {"runtime", "NetworkReady", true}, {"runtime", "version", true}, {"storage", "overlayfs", true},
+		{"kernel", "mount_setattr", features.RecursiveReadOnlyMounts}, {"runtime", "user namespaces",
+			features.UserNamespaces},
+		{"runtime", "RuntimeReady", true}, {"runtime", "NetworkReady", true}, {"runtime", "version", true}, {"storage",
+			"overlayfs", true},
 	} {
 		if state := got.state(row.group, row.name); (state == "ok") != row.kurid {
 			t.Errorf("%s, %s: %q, and kurid says %t", row.group, row.name, state, row.kurid)
@@ -89,7 +92,8 @@ func TestCheckNodeWithoutRuntime(t *testing.T) {
 	if err := os.WriteFile(kuri, body, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	command := []string{kuri, "-r", filepath.Join(dir, "none.sock"), "check", "-o", "json", "--root", filepath.Join(dir, "root")}
+	command := []string{kuri, "-r", filepath.Join(dir, "none.sock"), "check", "-o", "json", "--root",
+		filepath.Join(dir, "root")}
 	setpriv, err := exec.LookPath("setpriv")
 	for _, by := range [][]string{nil, {setpriv, "--reuid=65534", "--regid=65534", "--clear-groups"}} {
 		if len(by) > 0 && err != nil {
@@ -102,7 +106,8 @@ func TestCheckNodeWithoutRuntime(t *testing.T) {
 		if err := json.Unmarshal(out, &got); err != nil {
 			t.Fatalf("%v: %v: %s", full, err, out)
 		}
-		if got.state("runtime", "socket") != "unknown" || got.state("kernel", "openat2") != "ok" || cmd.ProcessState.ExitCode() > 1 {
+		if got.state("runtime", "socket") != "unknown" || got.state("kernel", "openat2") != "ok" ||
+			cmd.ProcessState.ExitCode() > 1 {
 			t.Errorf("%v: exit code %d, %s", full, cmd.ProcessState.ExitCode(), out)
 		}
 		if as := got.state("security", "privileges"); (as == "ok") != (len(by) == 0) {
@@ -117,12 +122,15 @@ func TestCheckNodeWithoutRuntime(t *testing.T) {
 // If the node lacks something required, the exit code is 2.
 func TestCheckNodeMissing(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "1.conflist"), []byte(`{"name": "pods", "plugins": [{"type": "nowhere"}]}`), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "1.conflist"), []byte(`{"name": "pods", "plugins": [{"type": "nowhere"}]}`),
+		0o644); err != nil {
 		t.Fatal(err)
 	}
-	d := harness.Start(t, harness.Options{NoPods: true, Config: "[network]\nuse = \"cni\"\ncni_conf_dir = \"" + dir + "\"\n"})
+	d := harness.Start(t, harness.Options{NoPods: true, Config: "[network]\nuse = \"cni\"\ncni_conf_dir = \"" + dir +
+		"\"\n"})
 	out, _, code := d.Kuri(t, "check", "-q")
-	if code != 2 || !strings.Contains(out, "needs nowhere, which is not in") || !strings.Contains(out, "mend:  install the network add-on") {
+	if code != 2 || !strings.Contains(out, "needs nowhere, which is not in") ||
+		!strings.Contains(out, "mend:  install the network add-on") {
 		t.Errorf("exit code %d:\n%s", code, out)
 	}
 }

@@ -103,7 +103,8 @@ func TestKuriLogsPrevious(t *testing.T) {
 	wants("third\n", "again")
 	wants("second\n", "--previous", "again")
 	wants("second\n", "--previous", "again/c")
-	if _, err := d.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: second}); err != nil {
+	if _, err := d.Runtime.RemoveContainer(t.Context(),
+		&runtimeapi.RemoveContainerRequest{ContainerId: second}); err != nil {
 		t.Fatal(err)
 	}
 	wants("first\n", "-p", "again")
@@ -131,7 +132,8 @@ func TestKuriLogsThroughRotations(t *testing.T) {
 	var ids []string
 	for _, name := range names {
 		// Pauses of some tenths of a second, so that the command also waits for new output.
-		c := harness.Container(string(name), image, "sh", "-c", fmt.Sprintf("sleep 0.5; for n in 0 1 2 3; do seq $((n*%[1]d+1)) $((n*%[1]d+%[1]d)) | sed 's/.*/line-number-&-and-some-more/'; sleep 0.3; done", lines/4))
+		c := harness.Container(string(name), image, "sh", "-c",
+			fmt.Sprintf("sleep 0.5; for n in 0 1 2 3; do seq $((n*%[1]d+1)) $((n*%[1]d+%[1]d)) | sed 's/.*/line-number-&-and-some-more/'; sleep 0.3; done", lines/4))
 		c.LogPath = string(name) + ".log"
 		ids = append(ids, d.Run(t, pod, c, config))
 	}
@@ -168,7 +170,8 @@ func TestKuriLogsThroughRotations(t *testing.T) {
 	out, errs, code := d.Kuri(t, "logs", "busy")
 	check("read", out, code, errs)
 	out, errs, code = d.Kuri(t, "logs", "--tail", "35000", "busy/a") // starts in a rotated file
-	if first, _, _ := strings.Cut(out, "\n"); code != 0 || first != "line-number-5001-and-some-more" || strings.Count(out, "\n") != 35000 {
+	if first, _, _ := strings.Cut(out, "\n"); code != 0 || first != "line-number-5001-and-some-more" ||
+		strings.Count(out, "\n") != 35000 {
 		t.Errorf("--tail: %q and %d lines, exit code %d: %s", first, strings.Count(out, "\n"), code, errs)
 	}
 }
@@ -275,7 +278,8 @@ func TestKuriPortForward(t *testing.T) {
 	d.RemovePod(t, pod)
 	_, code := k.end(t)
 	says := k.errs.String()
-	if code != 3 || strings.Count(says, "kuri: port 9001: nothing listens on port 9001") != 2 || strings.Count(says, "\n") != 3 || !strings.Contains(says, "the pod served is gone") {
+	if code != 3 || strings.Count(says, "kuri: port 9001: nothing listens on port 9001") != 2 ||
+		strings.Count(says, "\n") != 3 || !strings.Contains(says, "the pod served is gone") {
 		t.Errorf("two refused connections and the pod's end: exit code %d: %s", code, says)
 	}
 	if _, errs, code := d.Kuri(t, "port-forward", "served", "99999"); code != 2 {
@@ -293,7 +297,8 @@ func TestKuriAttach(t *testing.T) {
 	image := d.PullBusybox(t)
 	config := harness.HostNetwork(harness.Pod("talk"))
 	pod := d.RunPod(t, config)
-	id := d.Run(t, pod, harness.Container("c", image, "sh", "-c", "trap 'echo bye; exit 42' TERM; i=0; while :; do echo tick $((i=i+1)); echo tock >&2; sleep 0.1; done"), config)
+	id := d.Run(t, pod, harness.Container("c", image, "sh", "-c",
+		"trap 'echo bye; exit 42' TERM; i=0; while :; do echo tick $((i=i+1)); echo tock >&2; sleep 0.1; done"), config)
 
 	stays, leaves := startKuri(t, d, "attach", "talk"), startKuri(t, d, "attach", "talk/c")
 	for _, k := range []*kuriProcess{stays, leaves} {
@@ -311,12 +316,15 @@ func TestKuriAttach(t *testing.T) {
 	stays.line(t)
 	d.StopContainer(t, id, 10)
 	rest, code := stays.end(t)
-	if code != 42 || !strings.HasSuffix(rest, "bye\n") || strings.Contains(rest, "tock") || !strings.Contains(stays.errs.String(), "tock\n") {
-		t.Errorf("its end: exit code %d, …%q; %q", code, rest[max(0, len(rest)-20):], stays.errs.String()[:min(40, stays.errs.Len())])
+	if code != 42 || !strings.HasSuffix(rest, "bye\n") || strings.Contains(rest, "tock") ||
+		!strings.Contains(stays.errs.String(), "tock\n") {
+		t.Errorf("its end: exit code %d, …%q; %q", code, rest[max(0, len(rest)-20):],
+			stays.errs.String()[:min(40, stays.errs.Len())])
 	}
 
 	// The exit code shows how the container ended; following its log does not change it.
-	killed := d.Run(t, pod, harness.Container("killed", image, "sh", "-c", "while :; do echo tick; sleep 0.1; done"), config)
+	killed := d.Run(t, pod, harness.Container("killed", image, "sh", "-c", "while :; do echo tick; sleep 0.1; done"),
+		config)
 	attached, follows := startKuri(t, d, "attach", "talk/killed"), startKuri(t, d, "logs", "-f", "talk/killed")
 	attached.line(t)
 	follows.line(t)

@@ -22,11 +22,13 @@ import (
 func TestOutOfMemory(t *testing.T) {
 	s := newShell(t)
 	id := s.run(t, func(c *container, _ *security) {
-		c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20, MemorySwapLimitInBytes: 16 << 20}
+		c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20,
+			MemorySwapLimitInBytes: 16 << 20}
 	}, "sh", "-c", "dd if=/dev/zero of=/dev/null bs=200M count=1; echo survived $?; exit 137")
 	st := s.WaitExit(t, id)
 	if st.ExitCode != 137 || st.Reason != "OOMKilled" {
-		t.Errorf("exit code %d, reason %q, want 137, OOMKilled; it says %q", st.ExitCode, st.Reason, s.LogText(t, id, "stdout"))
+		t.Errorf("exit code %d, reason %q, want 137, OOMKilled; it says %q", st.ExitCode, st.Reason,
+			s.LogText(t, id, "stdout"))
 	}
 }
 
@@ -96,7 +98,8 @@ func TestStop(t *testing.T) {
 		}
 		ref := s.Registry.Push(t, "usr1:1", img)
 		s.Pull(t, ref)
-		id := s.run(t, func(c *container, _ *security) { c.Image.Image = ref }, "sh", "-c", "trap '' TERM; trap 'exit 5' USR1; echo ready; while :; do sleep 0.05; done")
+		id := s.run(t, func(c *container, _ *security) { c.Image.Image = ref }, "sh", "-c",
+			"trap '' TERM; trap 'exit 5' USR1; echo ready; while :; do sleep 0.05; done")
 		harness.Eventually(t, 5*time.Second, "its trap is set", func() error {
 			if s.LogText(t, id, "stdout") != "ready\n" {
 				return fmt.Errorf("not yet")
@@ -140,11 +143,16 @@ func TestMounts(t *testing.T) {
 		command string
 		want    string
 	}{
-		{"a directory, read and written", &runtimeapi.Mount{HostPath: dir + "/real", ContainerPath: "/m"}, "cat /m/file; echo new >/m/new; cat /m/new", "content\nnew\n"},
-		{"read only", &runtimeapi.Mount{HostPath: dir + "/real", ContainerPath: "/m", Readonly: true}, "cat /m/file; echo x 2>/dev/null >/m/x || echo refused", "content\nrefused\n"},
-		{"a file", &runtimeapi.Mount{HostPath: dir + "/real/file", ContainerPath: "/etc/some/file"}, "cat /etc/some/file", "content\n"},
-		{"a symbolic link on the host", &runtimeapi.Mount{HostPath: dir + "/link", ContainerPath: "/m"}, "cat /m/file", "content\n"},
-		{"over a directory of the image", &runtimeapi.Mount{HostPath: dir + "/real", ContainerPath: "/var/www"}, "ls /var/www | grep -c file", "1\n"},
+		{"a directory, read and written", &runtimeapi.Mount{HostPath: dir + "/real", ContainerPath: "/m"},
+			"cat /m/file; echo new >/m/new; cat /m/new", "content\nnew\n"},
+		{"read only", &runtimeapi.Mount{HostPath: dir + "/real", ContainerPath: "/m", Readonly: true},
+			"cat /m/file; echo x 2>/dev/null >/m/x || echo refused", "content\nrefused\n"},
+		{"a file", &runtimeapi.Mount{HostPath: dir + "/real/file", ContainerPath: "/etc/some/file"}, "cat /etc/some/file",
+			"content\n"},
+		{"a symbolic link on the host", &runtimeapi.Mount{HostPath: dir + "/link", ContainerPath: "/m"}, "cat /m/file",
+			"content\n"},
+		{"over a directory of the image", &runtimeapi.Mount{HostPath: dir + "/real", ContainerPath: "/var/www"},
+			"ls /var/www | grep -c file", "1\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if got := s.says(t, mount(test.mount), "sh", "-c", test.command); got != test.want {
@@ -215,7 +223,8 @@ func TestMounts(t *testing.T) {
 func TestResources(t *testing.T) {
 	s := newShell(t)
 	s.run(t, func(c *container, _ *security) {
-		c.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuShares: 512, CpuQuota: 50000, CpuPeriod: 100000, MemoryLimitInBytes: 64 << 20, OomScoreAdj: 500}
+		c.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuShares: 512, CpuQuota: 50000, CpuPeriod: 100000,
+			MemoryLimitInBytes: 64 << 20, OomScoreAdj: 500}
 	}, "sleep", "100004")
 	pid := harness.FindProcess(t, "sleep 100004")
 	for _, f := range []struct{ controller, v1, v2, want1, want2 string }{
@@ -290,8 +299,10 @@ func TestSecurity(t *testing.T) {
 		want    string
 	}{
 		{"root is writable", nil, "touch /x && echo written", "written\n"},
-		{"read-only root", func(_ *container, s *security) { s.ReadonlyRootfs = true }, "touch /x 2>/dev/null || echo refused; touch /dev/shm/x && echo shm", "refused\nshm\n"},
-		{"no_new_privs", func(_ *container, s *security) { s.NoNewPrivs = true }, "grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t1\n"},
+		{"read-only root", func(_ *container, s *security) { s.ReadonlyRootfs = true },
+			"touch /x 2>/dev/null || echo refused; touch /dev/shm/x && echo shm", "refused\nshm\n"},
+		{"no_new_privs", func(_ *container, s *security) { s.NoNewPrivs = true }, "grep NoNewPrivs /proc/self/status",
+			"NoNewPrivs:\t1\n"},
 		{"new privileges", nil, "grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t0\n"},
 		{"default seccomp profile", func(_ *container, s *security) {
 			s.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
@@ -313,7 +324,8 @@ func TestSecurity(t *testing.T) {
 		p := harness.Pod("privileged")
 		p.Linux.SecurityContext.Privileged = true
 		pod := s.RunPod(t, p)
-		c := s.config(func(_ *container, sec *security) { sec.Privileged = true }, "sh", "-c", caps+"; mount -t tmpfs none /mnt 2>&1 || mkdir /mnt && mount -t tmpfs none /mnt && echo mounted; ls /dev | grep -c ^tty")
+		c := s.config(func(_ *container, sec *security) { sec.Privileged = true }, "sh", "-c", caps+
+			"; mount -t tmpfs none /mnt 2>&1 || mkdir /mnt && mount -t tmpfs none /mnt && echo mounted; ls /dev | grep -c ^tty")
 		id := s.Run(t, pod, c, p)
 		s.WaitExit(t, id)
 		if text := s.LogText(t, id, "stdout"); !has(text, sysAdmin) || !strings.Contains(text, "mounted") {
@@ -352,7 +364,8 @@ func TestContainerListsAndRemoval(t *testing.T) {
 		{"exited", &runtimeapi.ContainerFilter{State: state(runtimeapi.ContainerState_CONTAINER_EXITED)}, done},
 		{"created", &runtimeapi.ContainerFilter{State: state(runtimeapi.ContainerState_CONTAINER_CREATED)}, made},
 		{"label", &runtimeapi.ContainerFilter{LabelSelector: map[string]string{"which": "done"}}, done},
-		{"pod and label", &runtimeapi.ContainerFilter{PodSandboxId: s.pod, LabelSelector: map[string]string{"which": "runs"}}, run},
+		{"pod and label", &runtimeapi.ContainerFilter{PodSandboxId: s.pod, LabelSelector: map[string]string{"which": "runs"}},
+			run},
 		{"another pod", &runtimeapi.ContainerFilter{PodSandboxId: strings.Repeat("0", 64)}, ""},
 	} {
 		resp, err := s.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{Filter: test.filter})
@@ -387,7 +400,8 @@ func TestUlimits(t *testing.T) {
 		podConfig: harness.Pod("ulimits"),
 	}
 	s.image = s.PullBusybox(t)
-	s.podConfig.Annotations = map[string]string{"kuri-cri.io/ulimits": "nofile=400:900", "ulimits.kuri-cri.io/c2": "nofile=300", "ulimits.kuri-cri.io/c3": "nofile=1001"}
+	s.podConfig.Annotations = map[string]string{"kuri-cri.io/ulimits": "nofile=400:900",
+		"ulimits.kuri-cri.io/c2": "nofile=300", "ulimits.kuri-cri.io/c3": "nofile=1001"}
 	s.pod = s.RunPod(t, s.podConfig)
 	for _, want := range []string{"400\n900\n0\n", "300\n300\n0\n"} {
 		if out := s.says(t, nil, "sh", "-c", "ulimit -Sn; ulimit -Hn; ulimit -Hc"); out != want {

@@ -135,7 +135,8 @@ func TestContainerRoot(t *testing.T) {
 	if found := below(t, e.Root, "written"); len(found) > 0 {
 		t.Errorf("what the container wrote is in %v", found)
 	}
-	if images, writable, bytes := e.filesystems(t); images != e.Root || !slices.Equal(writable, []string{e.disk}) || bytes[0] < size || bytes[0] > size+1<<20 {
+	if images, writable, bytes := e.filesystems(t); images != e.Root || !slices.Equal(writable, []string{e.disk}) ||
+		bytes[0] < size || bytes[0] > size+1<<20 {
 		t.Errorf("images in %s, %d bytes of writable layers in %v", images, bytes, writable)
 	}
 	if at := e.statsAt(t, id); at != e.disk {
@@ -145,14 +146,18 @@ func TestContainerRoot(t *testing.T) {
 		how(t)
 		e.Continue(t)
 		e.wantLayers(t, "after a restart", id)
-		if said := e.Output(t, id, "sh", "-c", "stat -c %s /written; test -e /etc/passwd || echo removed"); said != fmt.Sprintf("%d\nremoved\n", size) {
+		if said := e.Output(t, id, "sh", "-c",
+			"stat -c %s /written; test -e /etc/passwd || echo removed"); said != fmt.Sprintf("%d\nremoved\n", size) {
 			t.Errorf("after a restart the container says %q", said)
 		}
 	}
 
 	other := filepath.Join(e.Dir, "other")
-	config := harness.Write(t, e.Dir, "other.toml", fmt.Sprintf("root = %q\nstate = %q\nlisten = %q\ncontainer_root = %q\n", other+"/r", other+"/s", other+"/s/kuri.sock", e.disk))
-	if said, code := harness.RunKurid(t, "--config", config); code == 0 || !strings.Contains(said, e.disk+" belongs to another kurid") {
+	config := harness.Write(t, e.Dir, "other.toml",
+		fmt.Sprintf("root = %q\nstate = %q\nlisten = %q\ncontainer_root = %q\n", other+"/r", other+"/s", other+"/s/kuri.sock",
+			e.disk))
+	if said, code := harness.RunKurid(t, "--config", config); code == 0 ||
+		!strings.Contains(said, e.disk+" belongs to another kurid") {
 		t.Errorf("a second kurid with the same container_root exits %d and says %s", code, said)
 	}
 
@@ -236,7 +241,8 @@ func TestContainerRootSurvivesCrashes(t *testing.T) {
 		for range 6 {
 			c := e.config(nil, "sleep", "1000")
 			working.Go(func() {
-				e.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: e.pod, Config: c, SandboxConfig: e.podConfig})
+				e.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: e.pod, Config: c,
+					SandboxConfig: e.podConfig})
 			})
 		}
 		for _, id := range victims {
@@ -259,7 +265,8 @@ func TestContainerRootSurvivesCrashes(t *testing.T) {
 		for _, c := range list.Containers {
 			victims = append(victims, c.Id)
 		}
-		harness.Eventually(t, 10*time.Second, "the layers of those that are gone are gone", func() error { // kurid serves before
+		// kurid serves before
+		harness.Eventually(t, 10*time.Second, "the layers of those that are gone are gone", func() error {
 			for _, id := range e.layers(t) {
 				if !slices.Contains(victims, id) {
 					return fmt.Errorf("round %d: container %s is gone, its writable layer is not", round, id)

@@ -109,12 +109,14 @@ func TestCopyWithoutTar(t *testing.T) {
 			}
 			cp(id+":/sleep", filepath.Join(back, "program"))
 			if name == "restricted" {
-				if _, errs, code := d.Kuri(t, "cp", filepath.Join(src, "tree/sub/f"), id+":/f"); code != 1 || !strings.Contains(errs, "Permission denied") {
+				if _, errs, code := d.Kuri(t, "cp", filepath.Join(src, "tree/sub/f"), id+":/f"); code != 1 ||
+					!strings.Contains(errs, "Permission denied") {
 					t.Errorf("where its user may not write: exit code %d: %s", code, errs)
 				}
 			}
 			// With --tar, a container without tar is an error.
-			if _, errs, code := d.Kuri(t, "cp", "--tar", id+":/data/tree/sub/f", back); code != 1 || !strings.Contains(errs, "tar") {
+			if _, errs, code := d.Kuri(t, "cp", "--tar", id+":/data/tree/sub/f", back); code != 1 ||
+				!strings.Contains(errs, "tar") {
 				t.Errorf("--tar: exit code %d: %s", code, errs)
 			}
 			d.StopContainer(t, id, 0)
@@ -128,7 +130,8 @@ func TestCopyWithoutTar(t *testing.T) {
 // The service behind kuri cp: clients that make mistakes or disconnect leave nothing behind.
 func TestFilesService(t *testing.T) {
 	s := newShell(t)
-	id := s.run(t, nil, "sh", "-c", "mkdir /d; ln -s / /d/root; mkfifo /d/fifo; truncate -s 2G /d/big; echo ready; exec sleep 1000")
+	id := s.run(t, nil, "sh", "-c",
+		"mkdir /d; ln -s / /d/root; mkfifo /d/fifo; truncate -s 2G /d/big; echo ready; exec sleep 1000")
 	harness.Eventually(t, 20*time.Second, "the files are made", func() error {
 		if !strings.Contains(s.LogText(t, id, "stdout"), "ready") {
 			return fmt.Errorf("not yet")
@@ -165,11 +168,13 @@ func TestFilesService(t *testing.T) {
 		req  *kuriv1.PackRequest
 		code codes.Code
 	}{
-		"no container":           {&kuriv1.PackRequest{ContainerId: "nobody", Directory: "/", Name: "d"}, codes.NotFound},
-		"no path":                {&kuriv1.PackRequest{ContainerId: id, Directory: "/", Name: "nosuch"}, codes.NotFound},
-		"an empty name":          {&kuriv1.PackRequest{ContainerId: id, Directory: "/"}, codes.InvalidArgument},
-		"a NUL":                  {&kuriv1.PackRequest{ContainerId: id, Directory: "/d\x00", Name: "big"}, codes.InvalidArgument},
-		"a file for a directory": {&kuriv1.PackRequest{ContainerId: id, Directory: "/d/big", Name: "x"}, codes.FailedPrecondition},
+		"no container":  {&kuriv1.PackRequest{ContainerId: "nobody", Directory: "/", Name: "d"}, codes.NotFound},
+		"no path":       {&kuriv1.PackRequest{ContainerId: id, Directory: "/", Name: "nosuch"}, codes.NotFound},
+		"an empty name": {&kuriv1.PackRequest{ContainerId: id, Directory: "/"}, codes.InvalidArgument},
+		"a NUL": {&kuriv1.PackRequest{ContainerId: id, Directory: "/d\x00", Name: "big"},
+			codes.InvalidArgument},
+		"a file for a directory": {&kuriv1.PackRequest{ContainerId: id, Directory: "/d/big", Name: "x"},
+			codes.FailedPrecondition},
 	} {
 		_, err := pack(t.Context(), c.req)
 		harness.WantError(t, err, c.code)
@@ -186,17 +191,20 @@ func TestFilesService(t *testing.T) {
 	if h, err := in.Next(); err != nil || h.Typeflag != tar.TypeSymlink || h.Linkname != "/" {
 		t.Errorf("%+v, %v", h, err)
 	}
-	if in, err = pack(t.Context(), &kuriv1.PackRequest{ContainerId: id, Directory: "/d/root/d/root/d", Name: "fifo"}); err != nil {
+	if in, err = pack(t.Context(), &kuriv1.PackRequest{ContainerId: id, Directory: "/d/root/d/root/d",
+		Name: "fifo"}); err != nil {
 		t.Fatal(err)
 	}
 	if h, err := in.Next(); err != nil || h.Typeflag != tar.TypeFifo {
 		t.Errorf("%+v, %v", h, err)
 	}
-	if is, err := files.IsDirectory(t.Context(), &kuriv1.IsDirectoryRequest{ContainerId: id, Path: "/d/root"}); err != nil || !is.Directory {
+	if is, err := files.IsDirectory(t.Context(),
+		&kuriv1.IsDirectoryRequest{ContainerId: id, Path: "/d/root"}); err != nil || !is.Directory {
 		t.Errorf("%v, %v", is, err)
 	}
 	// No path leads to the node's files: process 1 in /proc is the container's.
-	if is, err := files.IsDirectory(t.Context(), &kuriv1.IsDirectoryRequest{ContainerId: id, Path: "/proc/1/root" + s.State}); err != nil || is.Directory {
+	if is, err := files.IsDirectory(t.Context(), &kuriv1.IsDirectoryRequest{ContainerId: id, Path: "/proc/1/root" +
+		s.State}); err != nil || is.Directory {
 		t.Errorf("%v, %v", is, err)
 	}
 
@@ -204,7 +212,8 @@ func TestFilesService(t *testing.T) {
 	var part bytes.Buffer
 	pw := tar.NewWriter(&part)
 	for _, name := range []string{"d", "made"} { // the first is a directory that is not empty
-		if err := pw.WriteHeader(&tar.Header{Format: tar.FormatGNU, Typeflag: tar.TypeReg, Name: name, Mode: 0o644}); err != nil {
+		if err := pw.WriteHeader(&tar.Header{Format: tar.FormatGNU, Typeflag: tar.TypeReg, Name: name,
+			Mode: 0o644}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -251,10 +260,12 @@ func TestFilesService(t *testing.T) {
 	}
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	if err := w.WriteHeader(&tar.Header{Format: tar.FormatGNU, Typeflag: tar.TypeReg, Name: "half", Size: 1 << 20}); err != nil {
+	if err := w.WriteHeader(&tar.Header{Format: tar.FormatGNU, Typeflag: tar.TypeReg, Name: "half",
+		Size: 1 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	if err := up.Send(&kuriv1.UnpackChunk{ContainerId: id, Directory: "/d", Data: append(b.Bytes(), make([]byte, 1000)...)}); err != nil {
+	if err := up.Send(&kuriv1.UnpackChunk{ContainerId: id, Directory: "/d",
+		Data: append(b.Bytes(), make([]byte, 1000)...)}); err != nil {
 		t.Fatal(err)
 	}
 	harness.Eventually(t, 10*time.Second, "the copier runs", func() error {
@@ -265,7 +276,8 @@ func TestFilesService(t *testing.T) {
 	})
 	cancel()
 	harness.Eventually(t, 20*time.Second, "no process is left", func() error {
-		if got := s.Output(t, id, "sh", "-c", "for p in /proc/[0-9]*; do readlink $p/exe; done"); strings.Contains(got, "memfd") || strings.Contains(got, "keeper") {
+		if got := s.Output(t, id, "sh", "-c", "for p in /proc/[0-9]*; do readlink $p/exe; done"); strings.Contains(got,
+			"memfd") || strings.Contains(got, "keeper") {
 			return fmt.Errorf("%s", got)
 		}
 		return nil

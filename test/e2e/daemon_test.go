@@ -25,7 +25,8 @@ func TestNoConfiguration(t *testing.T) {
 		t.Fatal(err)
 	}
 	if info.Mode().Perm() != 0o600 || info.Sys().(*syscall.Stat_t).Uid != 0 {
-		t.Errorf("the socket has mode %v and owner %d, want 0600 and root", info.Mode().Perm(), info.Sys().(*syscall.Stat_t).Uid)
+		t.Errorf("the socket has mode %v and owner %d, want 0600 and root", info.Mode().Perm(),
+			info.Sys().(*syscall.Stat_t).Uid)
 	}
 	image := d.PullBusybox(t)
 	p := harness.Pod("bare")
@@ -50,7 +51,8 @@ func TestBadConfiguration(t *testing.T) {
 		{"bad format", "log_format = \"xml\"", nil, []string{"log_format", "xml"}},
 		{"bad driver", "cgroup_driver = \"none\"", nil, []string{"cgroup_driver", "none"}},
 		{"bad subnet", "[network]\nsubnets = [\"10.0.0.0/99\"]", nil, []string{"network.subnets"}},
-		{"two IPv4 subnets", "[network]\nsubnets = [\"10.9.0.0/16\", \"10.8.0.0/16\"]", nil, []string{"network.subnets", "10.8.0.0/16"}},
+		{"two IPv4 subnets", "[network]\nsubnets = [\"10.9.0.0/16\", \"10.8.0.0/16\"]", nil,
+			[]string{"network.subnets", "10.8.0.0/16"}},
 		{"wrong type", "[pod]\nshm_size = \"big\"", nil, []string{"shm_size"}},
 		{"not TOML", "root = = 3", nil, []string{"config.toml"}},
 		{"relative socket", "", []string{"--listen", "kuri.sock"}, []string{"listen", "absolute"}},
@@ -96,7 +98,8 @@ func TestPackagedConfiguration(t *testing.T) {
 		all.WriteString(line)
 	}
 	// With one invalid flag value kurid reads the file first and then exits.
-	said, code := harness.RunKurid(t, "--config", harness.Write(t, t.TempDir(), "all.toml", all.String()), "--log-level", "loud")
+	said, code := harness.RunKurid(t, "--config", harness.Write(t, t.TempDir(), "all.toml", all.String()), "--log-level",
+		"loud")
 	if code == 0 || strings.Contains(said, "all.toml") || !strings.Contains(said, "log_level") || keys < 15 {
 		t.Errorf("with %d keys set, kurid exits %d and says:\n%s", keys, code, said)
 	}
@@ -208,7 +211,8 @@ func TestRestartLeavesPods(t *testing.T) {
 			if got := d.KeeperPid(); got != keeper {
 				t.Errorf("the keeper was process %d and is now %d", keeper, got)
 			}
-			if got := d.PodStatus(t, pod); got.State != runtimeapi.PodSandboxState_SANDBOX_READY || got.Network.Ip != status.Network.Ip || got.CreatedAt != status.CreatedAt {
+			if got := d.PodStatus(t, pod); got.State != runtimeapi.PodSandboxState_SANDBOX_READY ||
+				got.Network.Ip != status.Network.Ip || got.CreatedAt != status.CreatedAt {
 				t.Errorf("the pod was %v and is now %v", status, got)
 			}
 			if s := d.ContainerStatus(t, loop); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
@@ -220,7 +224,8 @@ func TestRestartLeavesPods(t *testing.T) {
 			s := d.WaitExit(t, ends)
 			finished := time.Unix(0, s.FinishedAt)
 			if s.ExitCode != 7 || finished.Before(asOf) || finished.After(asOf.Add(1400*time.Millisecond)) {
-				t.Errorf("the container that ended meanwhile has exit code %d, time %v; it ended with 7 within a second of %v", s.ExitCode, finished, asOf)
+				t.Errorf("the container that ended meanwhile has exit code %d, time %v; it ended with 7 within a second of %v",
+					s.ExitCode, finished, asOf)
 			}
 			if fresh := d.Run(t, pod, harness.Container("fresh", image, "true"), p); d.WaitExit(t, fresh).ExitCode != 0 {
 				t.Error("a new container in the old pod does not run")

@@ -70,7 +70,8 @@ func TestDebugState(t *testing.T) {
 		}
 		for _, o := range got.Operations {
 			if o.Method == "StopContainer" && o.Step == "grace" {
-				if o.ContainerID != c || o.Container != "c1" || o.Pod != "shell" || o.StepAge <= 0 || !strings.HasPrefix(o.Caller, "e2e.test, pid ") {
+				if o.ContainerID != c || o.Container != "c1" || o.Pod != "shell" || o.StepAge <= 0 ||
+					!strings.HasPrefix(o.Caller, "e2e.test, pid ") {
 					t.Errorf("%+v", o)
 				}
 				return nil
@@ -78,8 +79,10 @@ func TestDebugState(t *testing.T) {
 		}
 		return fmt.Errorf("%s", said)
 	})
-	if got.Goroutines == 0 || len(got.Pods) != 1 || got.Pods[0].State != "ready" || len(got.Pods[0].Containers) != 1 || got.Pods[0].Containers[0].Pid == 0 ||
-		got.About.Programs["kurid"].Pid != s.Pid() || got.About.Programs["keeper"].Pid != s.KeeperPid() || got.About.Programs["holder"].Pid != s.HolderPid() {
+	if got.Goroutines == 0 || len(got.Pods) != 1 || got.Pods[0].State != "ready" || len(got.Pods[0].Containers) != 1 ||
+		got.Pods[0].Containers[0].Pid == 0 ||
+		got.About.Programs["kurid"].Pid != s.Pid() || got.About.Programs["keeper"].Pid != s.KeeperPid() ||
+		got.About.Programs["holder"].Pid != s.HolderPid() {
 		t.Errorf("%+v", got)
 	}
 	if _, err := s.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: c}); err != nil {
@@ -100,10 +103,12 @@ func TestDebugProfilesAndStacks(t *testing.T) {
 	if err != nil || !strings.HasPrefix(string(body), "\x1f\x8b") {
 		t.Errorf("%.20q, %v", body, err)
 	}
-	if said, stderr, code := d.Kuri(t, "debug", "pprof", "profile", "--seconds", "1"); code != 0 || !strings.HasPrefix(said, "\x1f\x8b") {
+	if said, stderr, code := d.Kuri(t, "debug", "pprof", "profile", "--seconds", "1"); code != 0 ||
+		!strings.HasPrefix(said, "\x1f\x8b") {
 		t.Errorf("%.20q, %s", said, stderr)
 	}
-	if _, stderr, code := d.Kuri(t, "debug", "pprof", "heat"); code == 0 || !strings.Contains(stderr, "allocs, block, goroutine, heap") {
+	if _, stderr, code := d.Kuri(t, "debug", "pprof", "heat"); code == 0 ||
+		!strings.Contains(stderr, "allocs, block, goroutine, heap") {
 		t.Error(stderr)
 	}
 	if said, _, code := d.Kuri(t, "debug", "stacks"); code != 0 || !strings.Contains(said, "goroutine ") {
@@ -130,7 +135,8 @@ func TestDebugProfilesAndStacks(t *testing.T) {
 func TestDebugOtherProcesses(t *testing.T) {
 	s := newShell(t)
 	c := s.run(t, nil, "sleep", "1000")
-	if said, stderr, code := s.Kuri(t, "daemon", "stacks", "--of", "keeper"); code != 0 || !strings.Contains(said, "internal/keeper/server.(*Server).watch(") {
+	if said, stderr, code := s.Kuri(t, "daemon", "stacks", "--of", "keeper"); code != 0 ||
+		!strings.Contains(said, "internal/keeper/server.(*Server).watch(") {
 		t.Errorf("%.500s, %s", said, stderr)
 	}
 	for want, args := range map[string][]string{
@@ -145,10 +151,12 @@ func TestDebugOtherProcesses(t *testing.T) {
 		}
 	}
 	s.execURL(t, &runtimeapi.ExecRequest{ContainerId: c, Cmd: []string{"true"}, Stdout: true}) // which starts the process
-	if said, stderr, code := s.Kuri(t, "daemon", "stacks", "--of", "streams"); code != 0 || !strings.Contains(said, "internal/stream.Serve(") {
+	if said, stderr, code := s.Kuri(t, "daemon", "stacks", "--of", "streams"); code != 0 ||
+		!strings.Contains(said, "internal/stream.Serve(") {
 		t.Errorf("%.500s, %s", said, stderr)
 	}
-	if said, stderr, code := s.Kuri(t, "daemon", "pprof", "heap", "--of", "streams"); code != 0 || !strings.HasPrefix(said, "\x1f\x8b") {
+	if said, stderr, code := s.Kuri(t, "daemon", "pprof", "heap", "--of", "streams"); code != 0 ||
+		!strings.HasPrefix(said, "\x1f\x8b") {
 		t.Errorf("%.20q, %s", said, stderr)
 	}
 	// Streaming URLs are served while a profile is taken. The profile ends when its client disconnects.

@@ -35,7 +35,8 @@ func (s *shell) pushes(t *testing.T, name string, config v1.Config, more ...imag
 // root. They belong to one container, and a requested mount takes precedence over them.
 func TestDeclaredVolumes(t *testing.T) {
 	s := newShell(t)
-	volumes := map[string]struct{}{"/srv/data": {}, "/missing/deep/": {}, "relative": {}, "/link/sub": {}, "/mounted/below": {}, "/etc": {}, "/proc/x": {}}
+	volumes := map[string]struct{}{"/srv/data": {}, "/missing/deep/": {}, "relative": {}, "/link/sub": {},
+		"/mounted/below": {}, "/etc": {}, "/proc/x": {}}
 	ref := s.pushes(t, "volumes:1", v1.Config{Volumes: volumes},
 		image.File{Path: "/srv/data/", Mode: 0o770, UID: 1000, GID: 1000},
 		image.File{Path: "/srv/data/old", Data: []byte("of the image\n"), UID: 1000, GID: 1000},
@@ -63,7 +64,8 @@ func TestDeclaredVolumes(t *testing.T) {
 	}
 	// Volumes are not shared: the next container starts with the image's content, and its user may
 	// write to it.
-	if out := s.says(t, asked(true, 1000), "sh", "-c", "cat /srv/data/*; echo mine > /srv/data/own && cat /srv/data/own"); out != "of the image\nmine\n" {
+	if out := s.says(t, asked(true, 1000), "sh", "-c",
+		"cat /srv/data/*; echo mine > /srv/data/own && cat /srv/data/own"); out != "of the image\nmine\n" {
 		t.Errorf("a user that is not root, in the next container: %q", out)
 	}
 	if left, _ := os.ReadDir(host); len(left) > 0 {
@@ -92,7 +94,8 @@ func TestDeclaredVolumesOfAUserNamespace(t *testing.T) {
 // Entries of an image's environment that no process can have are skipped, and the image runs.
 func TestOddEnvironmentOfAnImage(t *testing.T) {
 	s := newShell(t)
-	ref := s.pushes(t, "env:1", v1.Config{Env: []string{"PATH=/bin:/usr/bin", "NOEQ", "", "=x", "TWICE=1", "TWICE=2", "_KURI_RAW_3=zz", "EMPTY=", "A=b=c"}})
+	ref := s.pushes(t, "env:1", v1.Config{Env: []string{"PATH=/bin:/usr/bin", "NOEQ", "", "=x", "TWICE=1", "TWICE=2",
+		"_KURI_RAW_3=zz", "EMPTY=", "A=b=c"}})
 	out := s.says(t, func(c *container, _ *security) { c.Image.Image = ref }, "env")
 	for _, want := range []string{"PATH=/bin:/usr/bin\n", "TWICE=2\n", "EMPTY=\n", "A=b=c\n"} {
 		if !strings.Contains(out, want) {
@@ -127,7 +130,8 @@ func TestLogDirectoryThatIsALink(t *testing.T) {
 	for i, path := range []string{"0.log", "ctr/0.log"} {
 		c := harness.Container(fmt.Sprint("c", i), ref, "echo", "hello")
 		c.LogPath = path
-		_, err := d.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: c, SandboxConfig: config})
+		_, err := d.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: c,
+			SandboxConfig: config})
 		harness.WantError(t, err, codes.InvalidArgument, "log_directory", config.LogDirectory, "symlink")
 	}
 	if left, _ := os.ReadDir(victim); len(left) > 0 {

@@ -41,7 +41,8 @@ func TestDefaults(t *testing.T) {
 	})
 	t.Run("terminal", func(t *testing.T) {
 		tty := s.asleep(t, func(c *container, _ *security) { c.Tty = true })
-		if got := s.Output(t, tty, "sh", "-c", "tr '\\0' '\\n' </proc/1/environ | grep TERM; readlink /proc/1/fd/0; stat -c %t:%T /dev/console"); got != "TERM=xterm\n/dev/console\n88:0\n" && !strings.HasPrefix(got, "TERM=xterm\n/dev/") {
+		if got := s.Output(t, tty, "sh", "-c",
+			"tr '\\0' '\\n' </proc/1/environ | grep TERM; readlink /proc/1/fd/0; stat -c %t:%T /dev/console"); got != "TERM=xterm\n/dev/console\n88:0\n" && !strings.HasPrefix(got, "TERM=xterm\n/dev/") {
 			t.Errorf("%q", got)
 		}
 	})
@@ -58,11 +59,13 @@ func TestDefaults(t *testing.T) {
 	})
 	t.Run("capabilities", func(t *testing.T) {
 		const usual = "00000000a80425fb" // the fourteen capabilities of Docker
-		const want = "CapInh:\t0000000000000000\nCapPrm:\t" + usual + "\nCapEff:\t" + usual + "\nCapBnd:\t" + usual + "\nCapAmb:\t0000000000000000\n"
+		const want = "CapInh:\t0000000000000000\nCapPrm:\t" + usual + "\nCapEff:\t" + usual + "\nCapBnd:\t" + usual +
+			"\nCapAmb:\t0000000000000000\n"
 		look(t, "grep ^Cap /proc/1/status", want)
 		look(t, "grep ^Cap /proc/self/status", want)
 		user := func(_ *container, sc *security) { sc.RunAsUser = &runtimeapi.Int64Value{Value: 1000} }
-		if got := s.says(t, user, "grep", "-E", "^Cap(Eff|Amb)", "/proc/self/status"); got != "CapEff:\t0000000000000000\nCapAmb:\t0000000000000000\n" {
+		if got := s.says(t, user, "grep", "-E", "^Cap(Eff|Amb)",
+			"/proc/self/status"); got != "CapEff:\t0000000000000000\nCapAmb:\t0000000000000000\n" {
 			t.Errorf("of a user that is not root: %q", got)
 		}
 	})
@@ -132,18 +135,22 @@ func TestDefaults(t *testing.T) {
 	t.Run("files in etc", func(t *testing.T) {
 		look(t, "cat /etc/hostname; hostname", "shell\nshell\n")
 		look(t, "for f in hostname hosts resolv.conf; do stat -c '%a %u:%g' /etc/$f; echo '# mine' >> /etc/$f || echo read-only; done", strings.Repeat("644 0:0\n", 3))
-		if hosts := s.Output(t, id, "cat", "/etc/hosts"); !strings.HasPrefix(hosts, "127.0.0.1\tlocalhost\n") || !strings.Contains(hosts, "\tshell\n") {
+		if hosts := s.Output(t, id, "cat", "/etc/hosts"); !strings.HasPrefix(hosts, "127.0.0.1\tlocalhost\n") ||
+			!strings.Contains(hosts, "\tshell\n") {
 			t.Errorf("/etc/hosts: %q", hosts)
 		}
 		readonly := func(_ *container, sc *security) { sc.ReadonlyRootfs = true }
-		if got := s.says(t, readonly, "sh", "-c", "for f in hostname hosts resolv.conf; do (: >> /etc/$f) 2>/dev/null || echo read-only; done"); got != strings.Repeat("read-only\n", 3) {
+		if got := s.says(t, readonly, "sh", "-c",
+			"for f in hostname hosts resolv.conf; do (: >> /etc/$f) 2>/dev/null || echo read-only; done"); got != strings.Repeat("read-only\n", 3) {
 			t.Errorf("below a read-only root: %q", got)
 		}
-		look(t, "test -e /etc/mtab || echo none; grep -c '^root:' /etc/passwd; ls /run/.containerenv 2>/dev/null; true", "none\n1\n")
+		look(t, "test -e /etc/mtab || echo none; grep -c '^root:' /etc/passwd; ls /run/.containerenv 2>/dev/null; true",
+			"none\n1\n")
 	})
 	t.Run("namespaces", func(t *testing.T) {
 		_, v2 := os.Stat("/sys/fs/cgroup/cgroup.controllers")
-		for kind, own := range map[string]bool{"pid": true, "mnt": true, "net": true, "ipc": true, "uts": true, "user": false, "cgroup": v2 == nil} {
+		for kind, own := range map[string]bool{"pid": true, "mnt": true, "net": true, "ipc": true, "uts": true, "user": false,
+			"cgroup": v2 == nil} {
 			node, err := os.Readlink("/proc/self/ns/" + kind)
 			if err != nil {
 				t.Fatal(err)
@@ -154,7 +161,8 @@ func TestDefaults(t *testing.T) {
 		}
 	})
 	t.Run("kernel parameters", func(t *testing.T) {
-		got := kernelParameters(t, s.Daemon, id, "net/ipv4/ip_unprivileged_port_start", "net/ipv4/ping_group_range", "kernel/shm_rmid_forced", "kernel/domainname", "net/ipv4/ip_forward")
+		got := kernelParameters(t, s.Daemon, id, "net/ipv4/ip_unprivileged_port_start", "net/ipv4/ping_group_range",
+			"kernel/shm_rmid_forced", "kernel/domainname", "net/ipv4/ip_forward")
 		// A new network namespace copies ip_forward from the machine's initial one, which may not be the
 		// test's: net.core.devconf_inherit_init_net in Documentation/admin-guide/sysctl/net.rst.
 		cat := exec.Command("cat", "/proc/sys/net/ipv4/ip_forward")
@@ -163,7 +171,8 @@ func TestDefaults(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := "map[kernel/domainname:(none) kernel/shm_rmid_forced:0 net/ipv4/ip_forward:" + strings.TrimSpace(string(forward)) +
+		want := "map[kernel/domainname:(none) kernel/shm_rmid_forced:0 net/ipv4/ip_forward:" +
+			strings.TrimSpace(string(forward)) +
 			" net/ipv4/ip_unprivileged_port_start:0 net/ipv4/ping_group_range:0 2147483647]"
 		if fmt.Sprint(got) != want {
 			t.Errorf("%v, want %v", got, want)
@@ -171,7 +180,8 @@ func TestDefaults(t *testing.T) {
 	})
 	t.Run("cgroup", func(t *testing.T) {
 		look(t, "cat /proc/1/cgroup | cut -d: -f3- | sort -u | grep -vc / || true", "0\n")
-		for _, limit := range [][2]string{{"memory.limit_in_bytes", "memory.max"}, {"pids.max", "pids.max"}, {"cpu.cfs_quota_us", "cpu.max"}} {
+		for _, limit := range [][2]string{{"memory.limit_in_bytes", "memory.max"}, {"pids.max", "pids.max"},
+			{"cpu.cfs_quota_us", "cpu.max"}} {
 			got := limitOf(t, s, id, limit[0], limit[1])
 			if got != "" && got != "max" && got != "-1" && got != "max 100000" && len(got) < 16 {
 				t.Errorf("%s is %s, and nobody asked for a limit", limit[0], got)
@@ -232,11 +242,13 @@ func lines(text string) string {
 func TestDefaultsOfAnImage(t *testing.T) {
 	s := newShell(t)
 	ref := s.pushes(t, "own:1", v1.Config{
-		StopSignal: "SIGNOT", Env: []string{"PATH=/bin:/usr/bin", "HOSTNAME=image", "HOME=/srv", "TERM=dumb"}, WorkingDir: "made/for/it", User: "33:7",
+		StopSignal: "SIGNOT", Env: []string{"PATH=/bin:/usr/bin", "HOSTNAME=image", "HOME=/srv", "TERM=dumb"},
+		WorkingDir: "made/for/it", User: "33:7",
 	}, image.File{Path: "/srv/", UID: 33})
 	out := s.says(t, func(c *container, _ *security) { c.Image.Image, c.Tty = ref, true },
 		"sh", "-c", "stty -onlcr; echo $PATH $HOSTNAME $HOME $TERM; pwd; stat -c '%a %u:%g' .; id -u; id -g; id -G")
-	if want := "/bin:/usr/bin image /srv dumb\n/made/for/it\n755 0:0\n33\n7\n7\n"; strings.ReplaceAll(out, "\r", "") != want {
+	if want := "/bin:/usr/bin image /srv dumb\n/made/for/it\n755 0:0\n33\n7\n7\n"; strings.ReplaceAll(out, "\r",
+		"") != want {
 		t.Errorf("%q, want %q", out, want)
 	}
 }
@@ -256,16 +268,19 @@ func TestWhatHasNoMeaningHere(t *testing.T) {
 	odd := func(c *container, sc *security) {
 		c.Windows = &runtimeapi.WindowsContainerConfig{}
 		c.Mounts = []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "relative/path", SelinuxRelabel: true}}
-		sc.SelinuxOptions = &runtimeapi.SELinuxOption{User: "system_u", Role: "system_r", Type: "svirt_lxc_net_t", Level: "s0:c1,c2"}
+		sc.SelinuxOptions = &runtimeapi.SELinuxOption{User: "system_u", Role: "system_r", Type: "svirt_lxc_net_t",
+			Level: "s0:c1,c2"}
 	}
-	out := s.says(t, odd, "sh", "-c", "hostname; cat /etc/hostname; echo $HOSTNAME; echo new > /relative/path/file && cat /relative/path/file")
+	out := s.says(t, odd, "sh", "-c",
+		"hostname; cat /etc/hostname; echo $HOSTNAME; echo new > /relative/path/file && cat /relative/path/file")
 	if out != "web-0.sub.ns.svc.\nweb-0.sub.ns.svc.\nweb-0.sub.ns.svc.\nnew\n" {
 		t.Errorf("%q", out)
 	}
 	s.says(t, odd, "true") // again, for messages that are logged once
 	log := s.Log(t)
 	for text, times := range map[string]int{
-		"pod default/odd": 0, "selinux_options: SELinux is not enabled": 3, "windows: ": 3, "is relative: ": 2, "volumes are not relabelled": 1,
+		"pod default/odd": 0, "selinux_options: SELinux is not enabled": 3, "windows: ": 3, "is relative: ": 2,
+		"volumes are not relabelled": 1,
 	} {
 		if n := strings.Count(log, text); times > 0 && n != times {
 			t.Errorf("%d lines of the log have %q, want %d", n, text, times)

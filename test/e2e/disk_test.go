@@ -86,7 +86,8 @@ func smallDisk(t *testing.T) string {
 		t.Skip("SKIP: no mkfs.ext4")
 	}
 	file, dir := filepath.Join(t.TempDir(), "disk"), t.TempDir()
-	for _, command := range [][]string{{"truncate", "-s", "64M", file}, {"mkfs.ext4", "-q", "-N", "2048", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", file}} {
+	for _, command := range [][]string{{"truncate", "-s", "64M", file},
+		{"mkfs.ext4", "-q", "-N", "2048", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", file}} {
 		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
 			t.Fatalf("%q: %v: %s", command, err, out)
 		}
@@ -135,11 +136,12 @@ func TestFullDiskOfExt4(t *testing.T) {
 		says  []string
 		fill  func(t *testing.T) // uses so much space that the image no longer fits
 	}{
-		{"bytes", []image.File{{Path: "/big", Data: noise(24 << 20)}}, []string{"no space left on device", "free space on the filesystem of "}, func(t *testing.T) {
-			if err := os.WriteFile(filepath.Join(root, "ballast"), noise(38<<20), 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}},
+		{"bytes", []image.File{{Path: "/big", Data: noise(24 << 20)}},
+			[]string{"no space left on device", "free space on the filesystem of "}, func(t *testing.T) {
+				if err := os.WriteFile(filepath.Join(root, "ballast"), noise(38<<20), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}},
 		{"inodes", many, []string{"all 2048 inodes of the filesystem of ", "in use"}, func(t *testing.T) {
 			if err := os.Mkdir(filepath.Join(root, "ballast"), 0o700); err != nil {
 				t.Fatal(err)

@@ -60,7 +60,8 @@ func TestStreamsOutliveTheDaemon(t *testing.T) {
 			const answering = "while read x; do echo got $x; done"
 			id := s.run(t, func(c *container, _ *security) { c.Stdin = true }, "sh", "-c", answering)
 			exec := func() string {
-				return s.execURL(t, &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", answering + "; exit 7"}, Stdin: true, Stdout: true})
+				return s.execURL(t, &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", answering + "; exit 7"},
+					Stdin: true, Stdout: true})
 			}
 			attached, err := s.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true})
 			if err != nil {
@@ -209,7 +210,8 @@ func TestSlowClientsCostTheirOwnStreams(t *testing.T) {
 		t.Helper()
 		said.Reset()
 		address := s.execURL(t, &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"echo", "quick"}, Stdout: true})
-		if err := transports["SPDY"](t, address).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdout: &said}); err != nil || said.String() != "quick\n" {
+		if err := transports["SPDY"](t, address).StreamWithContext(t.Context(),
+			remotecommand.StreamOptions{Stdout: &said}); err != nil || said.String() != "quick\n" {
 			t.Fatalf("%q %v", said.String(), err)
 		}
 	}
@@ -233,7 +235,8 @@ func TestSlowClientsCostTheirOwnStreams(t *testing.T) {
 	}
 	time.Sleep(3 * time.Second)
 	grown := anonymous(t, pid) - before
-	t.Logf("the process that streams has %d KiB of its own, and %d clients that are stuck cost %d KiB", before>>10, clients, grown>>10)
+	t.Logf("the process that streams has %d KiB of its own, and %d clients that are stuck cost %d KiB", before>>10,
+		clients, grown>>10)
 	if grown > clients*8<<20 {
 		t.Errorf("%d clients that are stuck cost %d bytes", clients, grown)
 	}

@@ -49,7 +49,8 @@ func TestContainerEvents(t *testing.T) {
 	d.WaitExit(t, short)
 	long := d.Run(t, pod, harness.Container("long", image, "sleep", "1000"), config)
 	d.StopContainer(t, long, 0)
-	if _, err := d.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: short}); err != nil {
+	if _, err := d.Runtime.RemoveContainer(t.Context(),
+		&runtimeapi.RemoveContainerRequest{ContainerId: short}); err != nil {
 		t.Fatal(err)
 	}
 	status, err := d.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod})
@@ -63,11 +64,13 @@ func TestContainerEvents(t *testing.T) {
 		id   string
 	}
 	want := []row{
-		{created, pod}, {started, pod}, {created, short}, {started, short}, {stopped, short}, {created, long}, {started, long}, {stopped, long},
+		{created, pod}, {started, pod}, {created, short}, {started, short}, {stopped, short}, {created, long}, {started,
+			long}, {stopped, long},
 		{deleted, short}, {stopped, pod}, {deleted, long}, {deleted, pod},
 	}
 	states := map[runtimeapi.ContainerEventType]runtimeapi.ContainerState{
-		created: runtimeapi.ContainerState_CONTAINER_CREATED, started: runtimeapi.ContainerState_CONTAINER_RUNNING, stopped: runtimeapi.ContainerState_CONTAINER_EXITED,
+		created: runtimeapi.ContainerState_CONTAINER_CREATED, started: runtimeapi.ContainerState_CONTAINER_RUNNING,
+		stopped: runtimeapi.ContainerState_CONTAINER_EXITED,
 	}
 	for _, next := range listeners {
 		var got []row
@@ -88,7 +91,8 @@ func TestContainerEvents(t *testing.T) {
 			if e.PodSandboxStatus.GetId() != pod || e.PodSandboxStatus.GetMetadata().GetUid() != config.Metadata.Uid {
 				t.Errorf("the pod is %v", e.PodSandboxStatus)
 			}
-			at := slices.IndexFunc(e.ContainersStatuses, func(s *runtimeapi.ContainerStatus) bool { return s.Id == e.ContainerId })
+			at := slices.IndexFunc(e.ContainersStatuses,
+				func(s *runtimeapi.ContainerStatus) bool { return s.Id == e.ContainerId })
 			switch state, ofContainer := states[e.ContainerEventType]; {
 			case e.ContainerId == pod || !ofContainer:
 				if at >= 0 {
@@ -116,7 +120,8 @@ func TestStreamedLists(t *testing.T) {
 	rt, ctx := s.Runtime, t.Context()
 
 	var containers []string
-	stream, err := rt.StreamContainers(ctx, &runtimeapi.StreamContainersRequest{Filter: &runtimeapi.ContainerFilter{LabelSelector: map[string]string{"which": "labelled"}}})
+	stream, err := rt.StreamContainers(ctx,
+		&runtimeapi.StreamContainersRequest{Filter: &runtimeapi.ContainerFilter{LabelSelector: map[string]string{"which": "labelled"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +134,8 @@ func TestStreamedLists(t *testing.T) {
 			containers = append(containers, c.Id)
 		}
 	}
-	list, err := rt.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{LabelSelector: map[string]string{"which": "labelled"}}})
+	list, err := rt.ListContainers(ctx,
+		&runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{LabelSelector: map[string]string{"which": "labelled"}}})
 	if err != nil || len(list.Containers) != 3 {
 		t.Fatalf("%v, %v", list, err)
 	}
@@ -150,14 +156,16 @@ func TestStreamedLists(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if resp, err := stats.Recv(); err != nil || len(resp.ContainerStats) < 3 || resp.ContainerStats[0].Attributes.GetId() == "" {
+	if resp, err := stats.Recv(); err != nil || len(resp.ContainerStats) < 3 ||
+		resp.ContainerStats[0].Attributes.GetId() == "" {
 		t.Errorf("%v, %v", resp, err)
 	}
 	podStats, err := rt.StreamPodSandboxStats(ctx, &runtimeapi.StreamPodSandboxStatsRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if resp, err := podStats.Recv(); err != nil || len(resp.PodSandboxStats) != 1 || resp.PodSandboxStats[0].Attributes.GetId() != s.pod {
+	if resp, err := podStats.Recv(); err != nil || len(resp.PodSandboxStats) != 1 ||
+		resp.PodSandboxStats[0].Attributes.GetId() != s.pod {
 		t.Errorf("%v, %v", resp, err)
 	}
 	images, err := s.Images.StreamImages(ctx, &runtimeapi.StreamImagesRequest{})
@@ -168,7 +176,8 @@ func TestStreamedLists(t *testing.T) {
 		t.Errorf("%v, %v", resp, err)
 	}
 	// A filter that matches nothing gives an empty stream.
-	none, err := rt.StreamContainers(ctx, &runtimeapi.StreamContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: "none-of-them"}})
+	none, err := rt.StreamContainers(ctx,
+		&runtimeapi.StreamContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: "none-of-them"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -205,7 +214,8 @@ func TestEventsOnTheCommandLine(t *testing.T) {
 	want := []string{"created pod", "started pod", "created container", "started container", "stopped container"}
 	for i, line := range lines {
 		fields := strings.Fields(line)
-		if len(lines) != len(want) || len(fields) < 4 || fields[1]+" "+fields[2] != want[i] || !strings.Contains(line, "seen") {
+		if len(lines) != len(want) || len(fields) < 4 || fields[1]+" "+fields[2] != want[i] ||
+			!strings.Contains(line, "seen") {
 			t.Errorf("line %d: %s", i, line)
 		}
 	}

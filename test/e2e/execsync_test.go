@@ -21,7 +21,8 @@ func TestExecSyncsAreBounded(t *testing.T) {
 	s := newShell(t, harness.Options{Config: "[pod]\nmax_execs = 2"})
 	id := s.run(t, nil, "sleep", "1000")
 	exec := func(timeout int64, command ...string) error {
-		_, err := s.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: command, Timeout: timeout})
+		_, err := s.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: command,
+			Timeout: timeout})
 		return err
 	}
 	var hanging sync.WaitGroup
@@ -35,7 +36,8 @@ func TestExecSyncsAreBounded(t *testing.T) {
 	time.Sleep(time.Second)
 	begin := time.Now()
 	err := exec(1, "true")
-	if took := time.Since(begin); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "pod.max_execs") || took > 6*time.Second {
+	if took := time.Since(begin); status.Code(err) != codes.ResourceExhausted ||
+		!strings.Contains(err.Error(), "pod.max_execs") || took > 6*time.Second {
 		t.Errorf("one too many: %v after %s", err, took)
 	}
 	if err := exec(30, "true"); err != nil {

@@ -14,10 +14,12 @@ import (
 // that opens it, and the network is ready nevertheless.
 func TestFirewallThatDrops(t *testing.T) {
 	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent") // keep the machine's firewalld out of the test
-	if out, err := exec.Command("nft", "table inet somebodys { chain through { type filter hook forward priority 0; policy drop; }; }").CombinedOutput(); err != nil {
+	if out, err := exec.Command("nft",
+		"table inet somebodys { chain through { type filter hook forward priority 0; policy drop; }; }").CombinedOutput(); err != nil {
 		t.Skipf("SKIP: nft: %v: %s (make test-deps)", err, out)
 	}
-	t.Cleanup(func() { _ = exec.Command("nft", "delete", "table", "inet", "somebodys").Run() }) // after the daemon's leak check
+	// after the daemon's leak check
+	t.Cleanup(func() { _ = exec.Command("nft", "delete", "table", "inet", "somebodys").Run() })
 	d := harness.Start(t, harness.Options{})
 	notice := func() string {
 		t.Helper()
@@ -44,7 +46,8 @@ func TestFirewallThatDrops(t *testing.T) {
 	if got := notice(); !strings.Contains(got, command) {
 		t.Errorf("told %q", got)
 	}
-	if out, errs, code := d.Kuri(t, "info"); code != 0 || !strings.Contains(out, "yes, but: the node's firewall drops") || !strings.Contains(out, command) {
+	if out, errs, code := d.Kuri(t, "info"); code != 0 || !strings.Contains(out, "yes, but: the node's firewall drops") ||
+		!strings.Contains(out, command) {
 		t.Errorf("kuri info: %d %s %s", code, out, errs)
 	}
 	d.RemovePod(t, pod.PodSandboxId)
@@ -54,7 +57,8 @@ func TestFirewallThatDrops(t *testing.T) {
 // prune removes them.
 func TestFirewallIsOpened(t *testing.T) {
 	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent")
-	if out, err := exec.Command("nft", "table inet somebodys { chain through { type filter hook forward priority 0; policy drop; }; }").CombinedOutput(); err != nil {
+	if out, err := exec.Command("nft",
+		"table inet somebodys { chain through { type filter hook forward priority 0; policy drop; }; }").CombinedOutput(); err != nil {
 		t.Skipf("SKIP: nft: %v: %s (make test-deps)", err, out)
 	}
 	t.Cleanup(func() { _ = exec.Command("nft", "delete", "table", "inet", "somebodys").Run() })

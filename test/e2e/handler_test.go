@@ -38,30 +38,35 @@ func TestRuntimeHandlers(t *testing.T) {
 	}
 
 	pod := harness.Pod("handled")
-	made, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: pod, RuntimeHandler: "blue"})
+	made, err := d.Runtime.RunPodSandbox(t.Context(),
+		&runtimeapi.RunPodSandboxRequest{Config: pod, RuntimeHandler: "blue"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for range 2 { // and again after a restart
-		st, err := d.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: made.PodSandboxId})
+		st, err := d.Runtime.PodSandboxStatus(t.Context(),
+			&runtimeapi.PodSandboxStatusRequest{PodSandboxId: made.PodSandboxId})
 		if err != nil || st.Status.RuntimeHandler != "blue" {
 			t.Fatalf("the pod's handler is %q, %v", st.GetStatus().GetRuntimeHandler(), err)
 		}
 		d.Restart(t)
 	}
-	again, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: pod, RuntimeHandler: "blue"})
+	again, err := d.Runtime.RunPodSandbox(t.Context(),
+		&runtimeapi.RunPodSandboxRequest{Config: pod, RuntimeHandler: "blue"})
 	if err != nil || again.PodSandboxId != made.PodSandboxId {
 		t.Errorf("asked for again: %v, %v, want %s", again, err, made.PodSandboxId)
 	}
 	_, err = d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: pod, RuntimeHandler: "red"})
 	harness.WantError(t, err, codes.AlreadyExists)
 
-	_, err = d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: harness.Pod("unknown"), RuntimeHandler: "green"})
+	_, err = d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: harness.Pod("unknown"),
+		RuntimeHandler: "green"})
 	harness.WantError(t, err, codes.NotFound)
 	if err == nil || !strings.Contains(err.Error(), "blue, red") {
 		t.Errorf("it does not say which there are: %v", err)
 	}
-	_, err = d.Images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "localhost/x", RuntimeHandler: "green"}})
+	_, err = d.Images.PullImage(t.Context(),
+		&runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "localhost/x", RuntimeHandler: "green"}})
 	harness.WantError(t, err, codes.NotFound)
 }
 
@@ -81,12 +86,14 @@ exit 0
 		t.Fatal(err)
 	}
 	run := func(name string) (string, error) {
-		resp, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: harness.Pod(name), RuntimeHandler: "blue"})
+		resp, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: harness.Pod(name),
+			RuntimeHandler: "blue"})
 		return resp.GetPodSandboxId(), err
 	}
 	_, err := run("early")
 	harness.WantError(t, err, codes.FailedPrecondition, blue)
-	harness.Write(t, blue, "10-note.conflist", `{"cniVersion":"1.0.0","name":"note","disableCheck":true,"plugins":[{"type":"note","colour":"blue"}]}`)
+	harness.Write(t, blue, "10-note.conflist",
+		`{"cniVersion":"1.0.0","name":"note","disableCheck":true,"plugins":[{"type":"note","colour":"blue"}]}`)
 	other := d.RunPod(t, harness.Pod("other"))
 	pod, err := run("blue")
 	if err != nil {
@@ -98,12 +105,14 @@ exit 0
 	if ip := d.PodStatus(t, other).Network.GetIp(); ip == "" || ip == "10.99.0.7" {
 		t.Errorf("the other pod has the address %q", ip)
 	}
-	harness.Write(t, blue, "10-note.conflist", `{"cniVersion":"1.0.0","name":"note","disableCheck":true,"plugins":[{"type":"note","colour":"green"}]}`)
+	harness.Write(t, blue, "10-note.conflist",
+		`{"cniVersion":"1.0.0","name":"note","disableCheck":true,"plugins":[{"type":"note","colour":"green"}]}`)
 	d.Restart(t)
 	d.RemovePod(t, pod)
 	d.RemovePod(t, other)
 	said, err := os.ReadFile(asked)
-	if want := fmt.Sprintf("ADD %[1]s \"colour\":\"blue\"\nDEL %[1]s \"colour\":\"blue\"\n", pod); err != nil || string(said) != want {
+	if want := fmt.Sprintf("ADD %[1]s \"colour\":\"blue\"\nDEL %[1]s \"colour\":\"blue\"\n", pod); err != nil ||
+		string(said) != want {
 		t.Errorf("the plugin was asked %q, %v, want %q", said, err, want)
 	}
 }
@@ -123,12 +132,14 @@ func TestImagesOfAHandlersPlatform(t *testing.T) {
 		t.Fatal(err)
 	}
 	ref := d.Registry.Push(t, "app:1", mutate.AppendManifests(empty.Index,
-		mutate.IndexAddendum{Add: here, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: goruntime.GOARCH}}},
+		mutate.IndexAddendum{Add: here,
+			Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: goruntime.GOARCH}}},
 		mutate.IndexAddendum{Add: there, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: other}}},
 	))
 	status := func(handler string) *runtimeapi.Image {
 		t.Helper()
-		resp, err := d.Images.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref, RuntimeHandler: handler}})
+		resp, err := d.Images.ImageStatus(t.Context(),
+			&runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref, RuntimeHandler: handler}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -139,7 +150,8 @@ func TestImagesOfAHandlersPlatform(t *testing.T) {
 		if img := status(handler); img != nil {
 			t.Errorf("handler %q: %v is there before it was pulled", handler, img)
 		}
-		resp, err := d.Images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref, RuntimeHandler: handler}})
+		resp, err := d.Images.PullImage(t.Context(),
+			&runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref, RuntimeHandler: handler}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -151,16 +163,20 @@ func TestImagesOfAHandlersPlatform(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if st := status(handler); ids[handler] != want.String() || st.GetId() != want.String() || st.Spec.RuntimeHandler != handler || len(st.RepoTags) != 1 || st.RepoTags[0] != ref {
+		if st := status(handler); ids[handler] != want.String() || st.GetId() != want.String() ||
+			st.Spec.RuntimeHandler != handler || len(st.RepoTags) != 1 || st.RepoTags[0] != ref {
 			t.Errorf("handler %q: pulled %s, status %v, want %s", handler, ids[handler], st, want)
 		}
 		pod := harness.Pod("of-" + handler + "x")
-		made, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: pod, RuntimeHandler: handler})
+		made, err := d.Runtime.RunPodSandbox(t.Context(),
+			&runtimeapi.RunPodSandboxRequest{Config: pod, RuntimeHandler: handler})
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := d.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: made.PodSandboxId, SandboxConfig: pod,
-			Config: &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: ref}, Command: []string{"sh"}}})
+		c, err := d.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: made.PodSandboxId,
+			SandboxConfig: pod,
+			Config: &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "c"},
+				Image: &runtimeapi.ImageSpec{Image: ref}, Command: []string{"sh"}}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -173,7 +189,8 @@ func TestImagesOfAHandlersPlatform(t *testing.T) {
 	if err != nil || len(list.Images) != 2 {
 		t.Errorf("the images are %v, %v", list, err)
 	}
-	if _, err := d.Images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref, RuntimeHandler: "alien"}}); err != nil {
+	if _, err := d.Images.RemoveImage(t.Context(),
+		&runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref, RuntimeHandler: "alien"}}); err != nil {
 		t.Fatal(err)
 	}
 	if status("alien") != nil || status("").GetId() != ids[""] {

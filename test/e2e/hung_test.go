@@ -58,7 +58,8 @@ func TestAKeeperThatHangs(t *testing.T) {
 				return err
 			}
 			for _, c := range resp.Status.Conditions {
-				if c.Type == "RuntimeReady" && (c.Status || !strings.Contains(c.Message, fmt.Sprintf("process %d", keeper)) || !strings.Contains(c.Message, "is stopped")) {
+				if c.Type == "RuntimeReady" && (c.Status || !strings.Contains(c.Message, fmt.Sprintf("process %d", keeper)) ||
+					!strings.Contains(c.Message, "is stopped")) {
 					t.Errorf("the status says %v", c)
 				}
 			}
@@ -108,11 +109,13 @@ func TestAKeeperThatHangs(t *testing.T) {
 				return err
 			},
 			"a container": func(ctx context.Context) error {
-				_, err := s.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod, Config: s.config(nil, "sleep", "1000"), SandboxConfig: s.podConfig})
+				_, err := s.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod,
+					Config: s.config(nil, "sleep", "1000"), SandboxConfig: s.podConfig})
 				return err
 			},
 		} {
-			harness.WantError(t, within(what, 9*time.Second, call), codes.Unavailable, "is stopped", fmt.Sprintf("process %d", keeper))
+			harness.WantError(t, within(what, 9*time.Second, call), codes.Unavailable, "is stopped",
+				fmt.Sprintf("process %d", keeper))
 		}
 	}
 
@@ -126,7 +129,8 @@ func TestAKeeperThatHangs(t *testing.T) {
 	}
 	goOn()
 	harness.Eventually(t, 10*time.Second, "the keeper goes on", func() error {
-		_, err := s.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: short, Cmd: []string{"touch", "/go"}})
+		_, err := s.Runtime.ExecSync(t.Context(),
+			&runtimeapi.ExecSyncRequest{ContainerId: short, Cmd: []string{"touch", "/go"}})
 		return err
 	})
 	if st := s.WaitExit(t, short); st.ExitCode != 5 {

@@ -31,7 +31,8 @@ func fileLayer(t *testing.T, path, content string, media types.MediaType, with c
 	t.Helper()
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
-	if err := w.WriteHeader(&tar.Header{Name: path, Mode: 0o644, Size: int64(len(content)), Typeflag: tar.TypeReg}); err != nil {
+	if err := w.WriteHeader(&tar.Header{Name: path, Mode: 0o644, Size: int64(len(content)),
+		Typeflag: tar.TypeReg}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.WriteString(w, content); err != nil {
@@ -61,14 +62,16 @@ func withFile(t *testing.T, content string, media types.MediaType, with compress
 // pull pulls with credentials.
 func pull(t *testing.T, d *harness.Daemon, ref string, auth *runtimeapi.AuthConfig) (string, error) {
 	t.Helper()
-	resp, err := d.Images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}, Auth: auth})
+	resp, err := d.Images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref},
+		Auth: auth})
 	return resp.GetImageRef(), err
 }
 
 // imageStatus returns the ImageStatus of a reference, or nil if there is no such image.
 func imageStatus(t *testing.T, d *harness.Daemon, ref string) *runtimeapi.Image {
 	t.Helper()
-	resp, err := d.Images.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+	resp, err := d.Images.ImageStatus(t.Context(),
+		&runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
 	if err != nil {
 		t.Fatalf("status of image %s: %v", ref, err)
 	}
@@ -136,7 +139,8 @@ func TestImageFormats(t *testing.T) {
 					t.Errorf("%s is not known", name)
 					continue
 				}
-				if s.Id != id || len(s.RepoTags) != 1 || s.RepoTags[0] != byTag || len(s.RepoDigests) != 1 || s.RepoDigests[0] != byDigest || s.Size == 0 {
+				if s.Id != id || len(s.RepoTags) != 1 || s.RepoTags[0] != byTag || len(s.RepoDigests) != 1 ||
+					s.RepoDigests[0] != byDigest || s.Size == 0 {
 					t.Errorf("status by %s: %v", name, s)
 				}
 			}
@@ -165,7 +169,8 @@ func TestRemoveImage(t *testing.T) {
 	}
 	// A container keeps the layers that it uses, but not the image.
 	pod, c := d.RunAlone(t, "holds", one, "sleep", "1000")
-	if _, err := d.Images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: one}}); err != nil {
+	if _, err := d.Images.RemoveImage(t.Context(),
+		&runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: one}}); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{one, two, id} {
@@ -214,7 +219,8 @@ func TestImageFsInfo(t *testing.T) {
 	if inodesAfter <= inodesBefore {
 		t.Errorf("inodes_used went from %d to %d", inodesBefore, inodesAfter)
 	}
-	if _, err := d.Images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
+	if _, err := d.Images.RemoveImage(t.Context(),
+		&runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
 		t.Fatal(err)
 	}
 	if b, _ := used(); b > bytesBefore+1<<20 {
@@ -230,7 +236,8 @@ func TestMirror(t *testing.T) {
 	const ref = "registry.example.test/team/app:1"
 	_, err := pull(t, d, ref, nil)
 	harness.WantError(t, err, codes.Unknown, "RegistryUnavailable: ")
-	harness.Write(t, certs, "registry.example.test/hosts.toml", fmt.Sprintf("[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n", d.Registry.Host))
+	harness.Write(t, certs, "registry.example.test/hosts.toml",
+		fmt.Sprintf("[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n", d.Registry.Host))
 	d.Pull(t, ref)
 	if s := imageStatus(t, d, ref); s == nil || s.RepoTags[0] != ref {
 		t.Errorf("the image is known as %v", s)
@@ -241,10 +248,12 @@ func TestMirror(t *testing.T) {
 // that are already present can be run.
 func TestImageVerifiers(t *testing.T) {
 	dir := t.TempDir()
-	d := harness.Start(t, harness.Options{Config: fmt.Sprintf("[image]\nverifier_dir = %q\nverifier_timeout = 2\n", filepath.Join(dir, "bin"))})
+	d := harness.Start(t, harness.Options{Config: fmt.Sprintf("[image]\nverifier_dir = %q\nverifier_timeout = 2\n",
+		filepath.Join(dir, "bin"))})
 	ref := d.Registry.Push(t, "busybox:1", harness.Busybox(t))
 	_, err := pull(t, d, ref, nil)
-	harness.WantError(t, err, codes.Unknown, "SignatureValidationFailed: pull image "+ref, "not there", "image.verifier_dir")
+	harness.WantError(t, err, codes.Unknown, "SignatureValidationFailed: pull image "+ref, "not there",
+		"image.verifier_dir")
 
 	program := func(body string) {
 		t.Helper()
@@ -347,9 +356,10 @@ func TestIndexWithoutOurPlatform(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var index remote.Taggable = mutate.AppendManifests(mutate.IndexMediaType(emptyIndex(t), types.OCIImageIndex), mutate.IndexAddendum{
-		Add: foreign, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "s390x"}},
-	})
+	var index remote.Taggable = mutate.AppendManifests(mutate.IndexMediaType(emptyIndex(t), types.OCIImageIndex),
+		mutate.IndexAddendum{
+			Add: foreign, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "s390x"}},
+		})
 	_, err = pull(t, d, d.Registry.Push(t, "foreign:1", index), nil)
 	harness.WantError(t, err, codes.NotFound, "s390x")
 }

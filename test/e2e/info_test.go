@@ -21,7 +21,8 @@ func TestVerboseInfo(t *testing.T) {
 			Namespaces  []struct{ Type, Path string }
 		}
 	}
-	container, err := s.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
+	container, err := s.Runtime.ContainerStatus(t.Context(),
+		&runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +34,8 @@ func TestVerboseInfo(t *testing.T) {
 	if err := json.Unmarshal([]byte(container.Info["info"]), &of); err != nil {
 		t.Fatal(err)
 	}
-	if of.SandboxID != s.pod || len(of.RuntimeSpec.Process.Args) == 0 || of.RuntimeSpec.Process.Args[0] != "sleep" || of.RuntimeSpec.Linux.CgroupsPath == "" {
+	if of.SandboxID != s.pod || len(of.RuntimeSpec.Process.Args) == 0 || of.RuntimeSpec.Process.Args[0] != "sleep" ||
+		of.RuntimeSpec.Linux.CgroupsPath == "" {
 		t.Errorf("%s", container.Info["info"])
 	}
 	netns := func(path string) string {
@@ -43,7 +45,8 @@ func TestVerboseInfo(t *testing.T) {
 		}
 		return strconv.FormatUint(inode(info), 10)
 	}
-	pod, err := s.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: s.pod, Verbose: true})
+	pod, err := s.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: s.pod,
+		Verbose: true})
 	if err != nil {
 		t.Fatal(err)
 	}

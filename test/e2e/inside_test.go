@@ -20,7 +20,8 @@ import (
 // Seccomp profiles by file and by the fields of old kubelets, and the default profile with more capabilities.
 func TestSeccompProfiles(t *testing.T) {
 	s := newShell(t)
-	profile := harness.Write(t, t.TempDir(), "nomkdir.json", `{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}`)
+	profile := harness.Write(t, t.TempDir(), "nomkdir.json",
+		`{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}`)
 	typed := func(typ runtimeapi.SecurityProfile_ProfileType, ref string) func(*container, *security) {
 		return func(_ *container, sc *security) {
 			sc.Seccomp = &runtimeapi.SecurityProfile{ProfileType: typ, LocalhostRef: ref}
@@ -54,10 +55,13 @@ func TestSeccompProfiles(t *testing.T) {
 		}
 	}
 	bad := harness.Write(t, t.TempDir(), "bad.json", `{"defaultAction": 7}`)
-	harness.WantError(t, s.refuses(t, typed(runtimeapi.SecurityProfile_Localhost, bad), "true"), codes.InvalidArgument, "seccomp", bad)
-	harness.WantError(t, s.refuses(t, typed(runtimeapi.SecurityProfile_Localhost, ""), "true"), codes.InvalidArgument, "localhost_ref")
+	harness.WantError(t, s.refuses(t, typed(runtimeapi.SecurityProfile_Localhost, bad), "true"), codes.InvalidArgument,
+		"seccomp", bad)
+	harness.WantError(t, s.refuses(t, typed(runtimeapi.SecurityProfile_Localhost, ""), "true"), codes.InvalidArgument,
+		"localhost_ref")
 	harness.WantError(t, s.refuses(t, old("perhaps"), "true"), codes.InvalidArgument, "seccomp_profile_path", "perhaps")
-	harness.WantError(t, s.refuses(t, old("localhost/relative.json"), "true"), codes.InvalidArgument, "seccomp_profile_path")
+	harness.WantError(t, s.refuses(t, old("localhost/relative.json"), "true"), codes.InvalidArgument,
+		"seccomp_profile_path")
 }
 
 // The identity of a container: user and groups under both policies, the status, and unknown names.
@@ -119,19 +123,23 @@ func TestIdentity(t *testing.T) {
 			t.Errorf("%s: inside %q, want %q", name, out, c.want)
 		}
 		u := st.User.GetLinux()
-		if got := strings.Trim(fmt.Sprint(u.GetUid(), u.GetGid(), u.GetSupplementalGroups()), "[]"); strings.Join(strings.Fields(strings.NewReplacer("[", "", "]", "").Replace(got)), " ") != c.want {
+		if got := strings.Trim(fmt.Sprint(u.GetUid(), u.GetGid(), u.GetSupplementalGroups()),
+			"[]"); strings.Join(strings.Fields(strings.NewReplacer("[", "", "]", "").Replace(got)), " ") != c.want {
 			t.Errorf("%s: the status says %q, want %q", name, got, c.want)
 		}
 	}
-	harness.WantError(t, s.refuses(t, as(func(sc *security) { sc.RunAsUsername = "bob" }), "true"), codes.InvalidArgument, "bob", "/etc/passwd")
+	harness.WantError(t, s.refuses(t, as(func(sc *security) { sc.RunAsUsername = "bob" }), "true"), codes.InvalidArgument,
+		"bob", "/etc/passwd")
 	nobody, err := image.New(v1.Config{User: "ann:crew"}, files...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	crew := s.Registry.Push(t, "crew:1", nobody)
 	s.Pull(t, crew)
-	harness.WantError(t, s.refuses(t, func(c *container, _ *security) { c.Image.Image = crew }, "true"), codes.InvalidArgument, "crew", "/etc/group")
-	harness.WantError(t, s.refuses(t, as(func(sc *security) { sc.SupplementalGroupsPolicy = 9 }), "true"), codes.InvalidArgument, "supplemental_groups_policy")
+	harness.WantError(t, s.refuses(t, func(c *container, _ *security) { c.Image.Image = crew }, "true"),
+		codes.InvalidArgument, "crew", "/etc/group")
+	harness.WantError(t, s.refuses(t, as(func(sc *security) { sc.SupplementalGroupsPolicy = 9 }), "true"),
+		codes.InvalidArgument, "supplemental_groups_policy")
 }
 
 // A user other than root keeps ambient capabilities through exec.
@@ -157,7 +165,8 @@ func TestAmbientCapabilities(t *testing.T) {
 			t.Errorf("%s is %x, want %x", field, got, bind)
 		}
 	}
-	dropped := as(&runtimeapi.Capability{AddAmbientCapabilities: []string{"NET_BIND_SERVICE"}, DropCapabilities: []string{"ALL", "NET_BIND_SERVICE"}})
+	dropped := as(&runtimeapi.Capability{AddAmbientCapabilities: []string{"NET_BIND_SERVICE"},
+		DropCapabilities: []string{"ALL", "NET_BIND_SERVICE"}})
 	if got := mask(dropped, "CapEff"); got != 0 {
 		t.Errorf("what is dropped as well is there: %x", got)
 	}
@@ -168,14 +177,16 @@ func TestDeviceAccess(t *testing.T) {
 	s := newShell(t)
 	device := func(permissions string) func(*container, *security) {
 		return func(c *container, _ *security) {
-			c.Devices = []*runtimeapi.Device{{HostPath: "/dev/loop-control", ContainerPath: "/dev/thing", Permissions: permissions}}
+			c.Devices = []*runtimeapi.Device{{HostPath: "/dev/loop-control", ContainerPath: "/dev/thing",
+				Permissions: permissions}}
 		}
 	}
 	if _, err := os.Stat("/dev/loop-control"); err != nil {
 		t.Skip("SKIP: no /dev/loop-control to give")
 	}
 	const look = "stat -c %t:%T /dev/thing; (: </dev/thing) 2>/dev/null && echo read; (: >/dev/thing) 2>/dev/null && echo write; true"
-	for permissions, want := range map[string]string{"r": "a:ed\nread\n", "w": "a:ed\nwrite\n", "rw": "a:ed\nread\nwrite\n", "": "a:ed\n"} {
+	for permissions, want := range map[string]string{"r": "a:ed\nread\n", "w": "a:ed\nwrite\n",
+		"rw": "a:ed\nread\nwrite\n", "": "a:ed\n"} {
 		if out := s.says(t, device(permissions), "sh", "-c", look); out != want {
 			t.Errorf("%q: %q, want %q", permissions, out, want)
 		}
@@ -200,7 +211,8 @@ func TestTargetProcesses(t *testing.T) {
 			sc.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET, TargetId: id}
 		}
 	}
-	if out := s.says(t, target(id), "sh", "-c", "cat /proc/1/comm; ps -o args | grep -c '[s]leep 1234'; hostname"); out != "sleep\n1\nshell\n" {
+	if out := s.says(t, target(id), "sh", "-c",
+		"cat /proc/1/comm; ps -o args | grep -c '[s]leep 1234'; hostname"); out != "sleep\n1\nshell\n" {
 		t.Errorf("%q", out)
 	}
 	// Its exit does not end the target.
@@ -214,7 +226,8 @@ func TestTargetProcesses(t *testing.T) {
 	harness.WantError(t, s.refuses(t, target(other), "true"), codes.InvalidArgument, "target_id", "another pod")
 	harness.WantError(t, s.refuses(t, target(exited), "true"), codes.FailedPrecondition, "target_id", "exited")
 	harness.WantError(t, s.refuses(t, target(strings.Repeat("0", 64)), "true"), codes.NotFound, "target_id")
-	harness.WantError(t, s.refuses(t, func(_ *container, sc *security) { sc.NamespaceOptions.TargetId = id }, "true"), codes.InvalidArgument, "target_id")
+	harness.WantError(t, s.refuses(t, func(_ *container, sc *security) { sc.NamespaceOptions.TargetId = id }, "true"),
+		codes.InvalidArgument, "target_id")
 }
 
 // Limits are set at create, or refused by name if the node does not support them.
@@ -225,7 +238,8 @@ func TestResourcesAtCreate(t *testing.T) {
 		return func(c *container, _ *security) { c.Linux.Resources = r }
 	}
 	id := s.run(t, with(&resources{CpusetCpus: "0", CpusetMems: "0", MemoryLimitInBytes: 64 * mb}), "sleep", "1000")
-	if out := s.Output(t, id, "grep", "Cpus_allowed_list", "/proc/1/status"); strings.TrimSpace(out) != "Cpus_allowed_list:\t0" {
+	if out := s.Output(t, id, "grep", "Cpus_allowed_list",
+		"/proc/1/status"); strings.TrimSpace(out) != "Cpus_allowed_list:\t0" {
 		t.Errorf("cpuset: %q", out)
 	}
 	_, noSwapFile := os.Stat("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
@@ -240,7 +254,8 @@ func TestResourcesAtCreate(t *testing.T) {
 			t.Errorf("memory and swap: %s", got)
 		}
 	case v2 == nil:
-		if got := limit(t, s.run(t, swap, "sleep", "1000"), "memory.limit_in_bytes", "memory.swap.max"); got != fmt.Sprint(32*mb) {
+		if got := limit(t, s.run(t, swap, "sleep", "1000"), "memory.limit_in_bytes",
+			"memory.swap.max"); got != fmt.Sprint(32*mb) {
 			t.Errorf("swap alone: %s", got)
 		}
 	default:
@@ -251,7 +266,8 @@ func TestResourcesAtCreate(t *testing.T) {
 		if got := limit(t, s.run(t, high, "sleep", "1000"), "memory.x", "memory.high"); got != fmt.Sprint(48*mb) {
 			t.Errorf("memory.high: %s", got)
 		}
-		harness.WantError(t, s.refuses(t, with(&resources{Unified: map[string]string{"no.such": "1"}}), "true"), codes.FailedPrecondition, "no.such")
+		harness.WantError(t, s.refuses(t, with(&resources{Unified: map[string]string{"no.such": "1"}}), "true"),
+			codes.FailedPrecondition, "no.such")
 	} else {
 		harness.WantError(t, s.refuses(t, high, "true"), codes.Unimplemented, "unified")
 	}
@@ -259,7 +275,8 @@ func TestResourcesAtCreate(t *testing.T) {
 	_, v1 := os.Stat("/sys/fs/cgroup/hugetlb")
 	controllers, _ := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
 	if v1 == nil || strings.Contains(string(controllers), "hugetlb") {
-		if got := limit(t, s.run(t, huge, "sleep", "1000"), "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"); got != fmt.Sprint(4*mb) {
+		if got := limit(t, s.run(t, huge, "sleep", "1000"), "hugetlb.2MB.limit_in_bytes",
+			"hugetlb.2MB.max"); got != fmt.Sprint(4*mb) {
 			t.Errorf("huge pages: %s", got)
 		}
 	} else {

@@ -23,7 +23,8 @@ import (
 // firstPid returns the pid of a container's first process from its verbose status.
 func firstPid(t *testing.T, d *harness.Daemon, container string) int {
 	t.Helper()
-	resp, err := d.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: container, Verbose: true})
+	resp, err := d.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: container,
+		Verbose: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,11 +99,13 @@ func TestKilledKeeper(t *testing.T) {
 	shared.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
 	host := harness.HostNetwork(harness.Pod("kept-host"))
 	pod, sharedPod, hostPod := d.RunPod(t, config), d.RunPod(t, shared), d.RunPod(t, host)
-	count := d.Run(t, pod, harness.Container("count", image, "sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); [ $((i % 50)) = 0 ] && sleep 0.01; done"), config)
+	count := d.Run(t, pod, harness.Container("count", image, "sh", "-c",
+		"i=0; while :; do echo $i; i=$((i+1)); [ $((i % 50)) = 0 ] && sleep 0.01; done"), config)
 	inShared := harness.Container("shared", image, "sleep", "100000")
 	inShared.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
 	all := []string{
-		count, d.Run(t, sharedPod, inShared, shared), d.Run(t, hostPod, harness.Container("host", image, "sleep", "100000"), host),
+		count, d.Run(t, sharedPod, inShared, shared), d.Run(t, hostPod, harness.Container("host", image, "sleep", "100000"),
+			host),
 	}
 	waiting := d.Create(t, pod, harness.Container("waiting", image, "sh", "-c", "exit 5"), config)
 	before := make(map[string]int)
@@ -118,8 +121,10 @@ func TestKilledKeeper(t *testing.T) {
 		time.Sleep(time.Duration(i) * 20 * time.Millisecond)
 		killKeeper(t, d, false)
 		for _, id := range all {
-			if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, id) != before[id] {
-				t.Fatalf("container %s is %s with pid %d, was running with %d", st.Metadata.Name, st.State, firstPid(t, d, id), before[id])
+			if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+				firstPid(t, d, id) != before[id] {
+				t.Fatalf("container %s is %s with pid %d, was running with %d", st.Metadata.Name, st.State, firstPid(t, d, id),
+					before[id])
 			}
 		}
 	}
@@ -144,7 +149,8 @@ func TestKilledKeeper(t *testing.T) {
 	becomes(t, "the log goes on", func() bool { return counted(t, log) > reached+100 })
 
 	// All verbs work on the containers from before, and new containers join them.
-	if _, err := d.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: waiting}); err != nil {
+	if _, err := d.Runtime.StartContainer(t.Context(),
+		&runtimeapi.StartContainerRequest{ContainerId: waiting}); err != nil {
 		t.Fatal(err)
 	}
 	becomes(t, "the waiting container exits", func() bool { return d.ContainerStatus(t, waiting).ExitCode == 5 })
@@ -158,7 +164,8 @@ func TestKilledKeeper(t *testing.T) {
 			t.Errorf("the %s namespace of a new container is %s, was %s: %v", ns, now, was, err)
 		}
 	}
-	if _, err := d.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: all[1], Timeout: 0}); err != nil {
+	if _, err := d.Runtime.StopContainer(t.Context(),
+		&runtimeapi.StopContainerRequest{ContainerId: all[1], Timeout: 0}); err != nil {
 		t.Error(err)
 	}
 	if st := d.ContainerStatus(t, all[1]); st.ExitCode != 137 {
@@ -173,8 +180,10 @@ func TestKilledHolder(t *testing.T) {
 	image := d.PullBusybox(t)
 	config := harness.Pod("held")
 	pod := d.RunPod(t, config)
-	count := d.Run(t, pod, harness.Container("count", image, "sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); [ $((i % 50)) = 0 ] && sleep 0.01; done"), config)
-	ends := d.Run(t, pod, harness.Container("ends", image, "sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.01; done"), config)
+	count := d.Run(t, pod, harness.Container("count", image, "sh", "-c",
+		"i=0; while :; do echo $i; i=$((i+1)); [ $((i % 50)) = 0 ] && sleep 0.01; done"), config)
+	ends := d.Run(t, pod, harness.Container("ends", image, "sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.01; done"),
+		config)
 	pid := firstPid(t, d, count)
 
 	p := poll(t, d, pod, count)
@@ -192,7 +201,8 @@ func TestKilledHolder(t *testing.T) {
 		// Until the next keeper has received everything that the holder keeps, killing the holder
 		// has the effect of killing both.
 		becomes(t, "the keeper serves", func() bool {
-			_, err := d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: count, Cmd: []string{"true"}, Timeout: 10})
+			_, err := d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: count, Cmd: []string{"true"},
+				Timeout: 10})
 			return err == nil
 		})
 	}
@@ -220,7 +230,8 @@ func TestKilledHolder(t *testing.T) {
 	log := filepath.Join(config.LogDirectory, "count.log")
 	reached := counted(t, log)
 	becomes(t, "the log goes on", func() bool { return counted(t, log) > reached+100 })
-	if _, err := d.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: ends, Timeout: 10}); err != nil {
+	if _, err := d.Runtime.StopContainer(t.Context(),
+		&runtimeapi.StopContainerRequest{ContainerId: ends, Timeout: 10}); err != nil {
 		t.Error(err)
 	}
 	if st := d.ContainerStatus(t, ends); st.ExitCode != 9 {
@@ -255,7 +266,8 @@ func TestAllKilled(t *testing.T) {
 	config := harness.Pod("adopted")
 	pod := d.RunPod(t, config)
 	// It prints while nobody reads.
-	id := d.Run(t, pod, harness.Container("main", image, "sh", "-c", "trap '' PIPE; while :; do echo tick; sleep 0.02; done"), config)
+	id := d.Run(t, pod, harness.Container("main", image, "sh", "-c",
+		"trap '' PIPE; while :; do echo tick; sleep 0.02; done"), config)
 	gone := d.Run(t, pod, harness.Container("gone", image, "sleep", "100000"), config)
 	pid, gonePid := firstPid(t, d, id), firstPid(t, d, gone)
 
@@ -313,7 +325,8 @@ func TestContainerUnknownToTheKeeper(t *testing.T) {
 	config := harness.Pod("unknown")
 	pod := d.RunPod(t, config)
 	script := []string{"sh", "-c", "trap '' PIPE; while :; do sleep 1; done"}
-	ends, stays := d.Run(t, pod, harness.Container("ends", image, script...), config), d.Run(t, pod, harness.Container("stays", image, script...), config)
+	ends, stays := d.Run(t, pod, harness.Container("ends", image, script...), config), d.Run(t, pod,
+		harness.Container("stays", image, script...), config)
 	endsPid, staysPid := firstPid(t, d, ends), firstPid(t, d, stays)
 	holder, keeper := d.HolderPid(), d.KeeperPid()
 	d.Kill9(t)
@@ -323,7 +336,8 @@ func TestContainerUnknownToTheKeeper(t *testing.T) {
 		}
 	}
 	for _, id := range []string{ends, stays} {
-		for _, path := range []string{filepath.Join(d.State, "keeper", "containers", id+".json"), filepath.Join(d.State, "mounts", ".oci", id)} {
+		for _, path := range []string{filepath.Join(d.State, "keeper", "containers", id+".json"),
+			filepath.Join(d.State, "mounts", ".oci", id)} {
 			if err := os.RemoveAll(path); err != nil {
 				t.Fatal(err)
 			}
@@ -331,7 +345,8 @@ func TestContainerUnknownToTheKeeper(t *testing.T) {
 	}
 	d.Continue(t)
 	for _, id := range []string{ends, stays} {
-		if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || !strings.Contains(st.Message, "lost") {
+		if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+			!strings.Contains(st.Message, "lost") {
 			t.Errorf("%s is %s: %q", st.Metadata.Name, st.State, st.Message)
 		}
 	}
@@ -372,9 +387,11 @@ func TestContainerUnknownToKurid(t *testing.T) {
 	}
 	client := keeper.Connect(d.State)
 	defer client.Close()
-	made, err := client.Create(t.Context(), &api.CreateRequest{Id: other, SandboxId: pod, Bundle: bundle, Rootfs: &api.Rootfs{
-		Lowerdirs: globbed(t, d.Root, "layers", "*", "fs"), Upperdir: filepath.Join(scratch, "upper"), Workdir: filepath.Join(scratch, "work"),
-	}})
+	made, err := client.Create(t.Context(), &api.CreateRequest{Id: other, SandboxId: pod, Bundle: bundle,
+		Rootfs: &api.Rootfs{
+			Lowerdirs: globbed(t, d.Root, "layers", "*", "fs"), Upperdir: filepath.Join(scratch, "upper"),
+			Workdir: filepath.Join(scratch, "work"),
+		}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -70,7 +70,8 @@ func TestContainersThatCannotBeStarted(t *testing.T) {
 		wantStartError(t, s.ContainerStatus(t, id), "/bin/no-such")
 		s.StopContainer(t, unstarted, 5)
 		for _, id := range []string{id, unstarted} {
-			if _, err := s.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
+			if _, err := s.Runtime.RemoveContainer(t.Context(),
+				&runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
 				t.Error(err)
 			}
 		}
@@ -79,8 +80,10 @@ func TestContainersThatCannotBeStarted(t *testing.T) {
 
 func wantStartError(t *testing.T, st *runtimeapi.ContainerStatus, says string) {
 	t.Helper()
-	if st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.ExitCode != 128 || st.Reason != "StartError" || !strings.Contains(st.Message, says) {
-		t.Errorf("it is %v, exit code %d, reason %q, message %q; want exited, 128, StartError, and %q", st.State, st.ExitCode, st.Reason, st.Message, says)
+	if st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.ExitCode != 128 || st.Reason != "StartError" ||
+		!strings.Contains(st.Message, says) {
+		t.Errorf("it is %v, exit code %d, reason %q, message %q; want exited, 128, StartError, and %q", st.State, st.ExitCode,
+			st.Reason, st.Message, says)
 	}
 	if st.StartedAt != 0 || time.Since(time.Unix(0, st.FinishedAt)) > time.Minute || st.FinishedAt < st.CreatedAt {
 		t.Errorf("created at %d, started at %d, finished at %d", st.CreatedAt, st.StartedAt, st.FinishedAt)
@@ -102,12 +105,14 @@ func TestProgramsThatTheKernelRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for name, says := range map[string]string{"script": "no such file or directory", "text": "exec format error", "foreign": "exec format error"} {
+	for name, says := range map[string]string{"script": "no such file or directory", "text": "exec format error",
+		"foreign": "exec format error"} {
 		id := s.run(t, func(c *container, _ *security) {
 			c.Mounts = []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "/x", Readonly: true}}
 		}, "/x/"+name)
 		st := s.WaitExit(t, id)
-		if text := s.LogText(t, id, "stderr"); st.ExitCode != 255 || st.Reason != "Error" || !strings.Contains(text, "/x/"+name) || !strings.Contains(text, says) {
+		if text := s.LogText(t, id, "stderr"); st.ExitCode != 255 || st.Reason != "Error" ||
+			!strings.Contains(text, "/x/"+name) || !strings.Contains(text, says) {
 			t.Errorf("%s: exit code %d, reason %q, log %q", name, st.ExitCode, st.Reason, text)
 		}
 	}
@@ -126,7 +131,8 @@ func TestAPodOfWhichSomethingIsGone(t *testing.T) {
 		take   func(t *testing.T, pod string, c *runtimeapi.PodSandboxConfig)
 		says   string
 	}{
-		{"init", sharedPID, func(t *testing.T, pod string, _ *runtimeapi.PodSandboxConfig) { killInit(t, s, pod) }, "init of its PID namespace"},
+		{"init", sharedPID, func(t *testing.T, pod string, _ *runtimeapi.PodSandboxConfig) { killInit(t, s, pod) },
+			"init of its PID namespace"},
 		{"netns unmounted", nil, func(t *testing.T, pod string, _ *runtimeapi.PodSandboxConfig) {
 			if err := unix.Unmount("/run/netns/kuri-"+pod, unix.MNT_DETACH); err != nil {
 				t.Fatal(err)
@@ -192,11 +198,13 @@ func TestAPodOfWhichSomethingIsGone(t *testing.T) {
 					}
 					return nil
 				})
-				list, err := s.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{Id: pod}})
+				list, err := s.Runtime.ListPodSandbox(t.Context(),
+					&runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{Id: pod}})
 				if err != nil || len(list.Items) != 1 || list.Items[0].State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
 					t.Errorf("listed: %v, %v", list, err)
 				}
-				_, err = s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: harness.Container("more", s.image, "true"), SandboxConfig: p})
+				_, err = s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod,
+					Config: harness.Container("more", s.image, "true"), SandboxConfig: p})
 				harness.WantError(t, err, codes.FailedPrecondition, test.says, "make another")
 				if running != "" && test.name != "init" { // the exit of init ends all others
 					if st := s.ContainerStatus(t, running); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
@@ -295,7 +303,8 @@ func TestFrozenContainers(t *testing.T) {
 	}
 	exec := func(id string, timeout int64) (time.Duration, error) {
 		start := time.Now()
-		_, err := s.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}, Timeout: timeout})
+		_, err := s.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"},
+			Timeout: timeout})
 		return time.Since(start), err
 	}
 	id := up()
@@ -332,12 +341,14 @@ func TestTimesOfAnySize(t *testing.T) {
 	s := newShell(t)
 	id := s.run(t, nil, "sh", "-c", "trap 'sleep 0.5; exit 7' TERM; echo up; while :; do sleep 0.05; done")
 	for _, timeout := range []int64{0, 1 << 34, math.MaxInt64} {
-		if out, err := s.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"sleep", "0.2"}, Timeout: timeout}); err != nil || out.ExitCode != 0 {
+		if out, err := s.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id,
+			Cmd: []string{"sleep", "0.2"}, Timeout: timeout}); err != nil || out.ExitCode != 0 {
 			t.Errorf("exec with a timeout of %d seconds: %v", timeout, err)
 		}
 	}
 	for _, timeout := range []int64{-1, -1 << 34, math.MinInt64} { // not taken for no timeout
-		_, err := s.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}, Timeout: timeout})
+		_, err := s.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"},
+			Timeout: timeout})
 		harness.WantError(t, err, codes.InvalidArgument, "negative")
 	}
 	if st := s.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {

@@ -21,7 +21,8 @@ func TestFullStateDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	state := filepath.Join(dir, "state")
-	if err := errors.Join(os.Chmod(dir, 0o755), os.Mkdir(state, 0o711), unix.Mount("tmpfs", state, "tmpfs", 0, "size=2m,mode=711")); err != nil {
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Mkdir(state, 0o711),
+		unix.Mount("tmpfs", state, "tmpfs", 0, "size=2m,mode=711")); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -41,7 +42,8 @@ func TestFullStateDirectory(t *testing.T) {
 		_, err = f.Write(chunk)
 	}
 	f.Close()
-	_, err = s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod, Config: s.config(nil, "true"), SandboxConfig: s.podConfig})
+	_, err = s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod,
+		Config: s.config(nil, "true"), SandboxConfig: s.podConfig})
 	harness.WantError(t, err, codes.ResourceExhausted, state, "no space left on device")
 	p := harness.Pod("full")
 	p.LogDirectory = t.TempDir()
@@ -51,7 +53,8 @@ func TestFullStateDirectory(t *testing.T) {
 	if out := s.Output(t, id, "echo", "here"); out != "here\n" {
 		t.Errorf("an exec says %q", out)
 	}
-	if _, err := s.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: created}); err != nil {
+	if _, err := s.Runtime.StartContainer(t.Context(),
+		&runtimeapi.StartContainerRequest{ContainerId: created}); err != nil {
 		t.Errorf("start what was created: %v", err)
 	}
 	s.StopContainer(t, id, 0)
@@ -80,7 +83,8 @@ func TestKuridWithoutDescriptors(t *testing.T) {
 				break
 			}
 		}
-		if err := unix.Prlimit(s.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(free + more), Max: before.Max}, nil); err != nil {
+		if err := unix.Prlimit(s.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(free + more), Max: before.Max},
+			nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -90,12 +94,14 @@ func TestKuridWithoutDescriptors(t *testing.T) {
 	refused := 0
 	for more := range 6 {
 		limit(more)
-		_, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod, Config: s.config(nil, "sleep", "1000"), SandboxConfig: s.podConfig})
+		_, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod,
+			Config: s.config(nil, "sleep", "1000"), SandboxConfig: s.podConfig})
 		if err != nil {
 			refused++
 			harness.WantError(t, err, codes.ResourceExhausted, "LimitNOFILE", "kurid")
 		}
-		if _, err := s.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}}); err != nil {
+		if _, err := s.Runtime.ExecSync(t.Context(),
+			&runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}}); err != nil {
 			harness.WantError(t, err, codes.ResourceExhausted, "LimitNOFILE")
 		}
 		if _, err := s.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{}); err != nil {
@@ -137,7 +143,8 @@ func TestPodsProcessLimit(t *testing.T) {
 			c.Linux.Resources = &runtimeapi.LinuxContainerResources{}
 			c.Mounts = []*runtimeapi.Mount{{HostPath: t.TempDir(), ContainerPath: "/proc/sys"}} // not supported by our own init
 		}
-		made, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: c, SandboxConfig: p})
+		made, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: c,
+			SandboxConfig: p})
 		if err == nil { // a process moved into a cgroup does not count against pids.max, so a start may need no more
 			_, err = s.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: made.ContainerId})
 			if err != nil {

@@ -37,7 +37,8 @@ func TestLogIsChargedToTheKeeper(t *testing.T) {
 	}
 	container, after := usageOf(t, int(firstProcess(t, s.Daemon, id))), usageOf(t, keeper)
 	t.Logf("%d MiB of lines of %d bytes, a log of %d MiB; page cache: keeper %+d MiB, container %d MiB; CPU: keeper %v, container %v",
-		text>>20, line, st.Size()>>20, (after.cache-before.cache)>>20, container.cache>>20, after.cpu-before.cpu, container.cpu)
+		text>>20, line, st.Size()>>20, (after.cache-before.cache)>>20, container.cache>>20, after.cpu-before.cpu,
+		container.cpu)
 	if container.cache > 16<<20 {
 		t.Errorf("the container's cgroup has %d bytes of page cache: the log is not its own", container.cache)
 	}
@@ -73,7 +74,8 @@ func usageOf(t *testing.T, pid int) (u usage) {
 		return 0
 	}
 	if onV2() {
-		return usage{number("", "memory.stat", "file"), time.Duration(number("", "cpu.stat", "usage_usec")) * time.Microsecond}
+		return usage{number("", "memory.stat", "file"),
+			time.Duration(number("", "cpu.stat", "usage_usec")) * time.Microsecond}
 	}
 	return usage{number("memory", "memory.stat", "cache"), time.Duration(number("cpuacct", "cpuacct.usage", ""))}
 }

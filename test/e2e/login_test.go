@@ -81,7 +81,8 @@ auth: {htpasswd: {realm: test, path: %s}}
 			t.Logf("docker-registry: %s", said)
 		}
 	})
-	r.transport = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{pair}}}
+	r.transport = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true,
+		Certificates: []tls.Certificate{pair}}}
 	harness.Eventually(t, 10*time.Second, "docker-registry answers", func() error {
 		conn, err := net.Dial("tcp", r.addr)
 		if err == nil {
@@ -100,8 +101,9 @@ func (r *debianRegistry) certify(t *testing.T) tls.Certificate {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: r.user}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: r.user},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore:   time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
 	if err != nil {
@@ -139,8 +141,10 @@ func (r *debianRegistry) push(t *testing.T, repository string, img v1.Image) str
 func TestLoginPullRepair(t *testing.T) {
 	one, two := startDebianRegistry(t, "one", false), startDebianRegistry(t, "two", true)
 	certs, kept := t.TempDir(), filepath.Join(t.TempDir(), "config.json")
-	harness.Write(t, certs, one.addr+"/hosts.toml", fmt.Sprintf("server = \"https://%s\"\nca = %q\n", one.addr, one.caFile))
-	harness.Write(t, certs, two.addr+"/hosts.toml", fmt.Sprintf("server = \"https://%s\"\nca = %q\nclient = %q\n", two.addr, two.caFile, two.pairFile))
+	harness.Write(t, certs, one.addr+"/hosts.toml", fmt.Sprintf("server = \"https://%s\"\nca = %q\n", one.addr,
+		one.caFile))
+	harness.Write(t, certs, two.addr+"/hosts.toml", fmt.Sprintf("server = \"https://%s\"\nca = %q\nclient = %q\n",
+		two.addr, two.caFile, two.pairFile))
 	d := harness.Start(t, harness.Options{Config: fmt.Sprintf("[image]\ncerts_dirs = [%q]\n", certs)})
 	t.Setenv("REGISTRY_AUTH_FILE", kept)
 	kuri := func(want int, args ...string) string {
@@ -154,10 +158,12 @@ func TestLoginPullRepair(t *testing.T) {
 
 	// 1. Login, with and without the certificates of certs.d, and with a wrong password.
 	for _, r := range []*debianRegistry{one, two} {
-		if said := kuri(1, "login", "-u", r.user, "-p", password, "--certs-dir", t.TempDir(), r.addr); !strings.Contains(said, "certificate in ") {
+		if said := kuri(1, "login", "-u", r.user, "-p", password, "--certs-dir", t.TempDir(), r.addr); !strings.Contains(said,
+			"certificate in ") {
 			t.Errorf("without the CA: %s", said)
 		}
-		if said := kuri(1, "login", "-u", r.user, "-p", "wrong", "--certs-dir", certs, r.addr); !strings.Contains(said, "refuses the credentials") {
+		if said := kuri(1, "login", "-u", r.user, "-p", "wrong", "--certs-dir", certs, r.addr); !strings.Contains(said,
+			"refuses the credentials") {
 			t.Errorf("with a wrong password: %s", said)
 		}
 		kuri(0, "login", "-u", r.user, "-p", password, "--certs-dir", certs, r.addr)
@@ -190,7 +196,8 @@ func TestLoginPullRepair(t *testing.T) {
 		}
 	}
 	damage()
-	if said := kuri(1, "check", "--images", "--repair", "--authfile", filepath.Join(t.TempDir(), "none.json")); strings.Count(said, "not repaired") != 2 || !strings.Contains(said, "credentials are needed") {
+	if said := kuri(1, "check", "--images", "--repair", "--authfile", filepath.Join(t.TempDir(),
+		"none.json")); strings.Count(said, "not repaired") != 2 || !strings.Contains(said, "credentials are needed") {
 		t.Errorf("without credentials: %s", said)
 	}
 	if said := kuri(0, "check", "--images", "--repair"); strings.Count(said, "(repaired)") != 2 {

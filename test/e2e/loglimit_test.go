@@ -37,7 +37,8 @@ func TestLogRate(t *testing.T) {
 	if err != nil || st.Size() > 2<<20 {
 		t.Errorf("the log has %d bytes, %v", st.Size(), err)
 	}
-	if text := s.LogText(t, id, "stderr"); !strings.Contains(text, "were dropped: this container may log 65536 bytes a second") {
+	if text := s.LogText(t, id, "stderr"); !strings.Contains(text,
+		"were dropped: this container may log 65536 bytes a second") {
 		t.Errorf("stderr: %q", text)
 	}
 }

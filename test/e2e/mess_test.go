@@ -57,7 +57,8 @@ func mkdirAll(t *testing.T, dir string) {
 func makeCgroups(t *testing.T, name string) {
 	t.Helper()
 	for _, root := range []string{"/sys/fs/cgroup/memory", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/pids", "/sys/fs/cgroup"} {
-		if root != "/sys/fs/cgroup" && exists(root+"/cgroup.procs")() || root == "/sys/fs/cgroup" && exists(root+"/cgroup.controllers")() {
+		if root != "/sys/fs/cgroup" && exists(root+"/cgroup.procs")() ||
+			root == "/sys/fs/cgroup" && exists(root+"/cgroup.controllers")() {
 			mkdirAll(t, filepath.Join(root, name))
 		}
 	}

@@ -149,7 +149,8 @@ func TestMetrics(t *testing.T) {
 		}
 		return nil
 	})
-	want := map[string]string{"pod": s.podConfig.Metadata.Name, "namespace": s.podConfig.Metadata.Namespace, "container": config.Metadata.Name, "image": s.image}
+	want := map[string]string{"pod": s.podConfig.Metadata.Name, "namespace": s.podConfig.Metadata.Namespace,
+		"container": config.Metadata.Name, "image": s.image}
 	ready := uint64(time.Now().Unix())
 	var ofPod, of metricSet
 	harness.Eventually(t, 30*time.Second, "it is read when it rests, and its files are counted", func() error {
@@ -194,7 +195,8 @@ func TestMetrics(t *testing.T) {
 		equal("container_cpu_usage_seconds_total,total", kernelValue(t, inCgroup(t, pid, "cpuacct", "cpuacct.usage"), "")/1e9)
 		equal("container_cpu_user_seconds_total", kernelValue(t, inCgroup(t, pid, "cpuacct", "cpuacct.usage_user"), "")/1e9)
 		equal("container_cpu_system_seconds_total", kernelValue(t, inCgroup(t, pid, "cpuacct", "cpuacct.usage_sys"), "")/1e9)
-		near("container_memory_kernel_usage", kernelValue(t, inCgroup(t, pid, "memory", "memory.kmem.usage_in_bytes"), ""), 1<<20)
+		near("container_memory_kernel_usage", kernelValue(t, inCgroup(t, pid, "memory", "memory.kmem.usage_in_bytes"), ""),
+			1<<20)
 		equal("container_spec_cpu_shares", 512)
 	} else {
 		equal("container_cpu_usage_seconds_total,total", kernelValue(t, cpu, "usage_usec")/1e6)
@@ -206,11 +208,16 @@ func TestMetrics(t *testing.T) {
 	near("container_memory_cache", kernelValue(t, stat, either("total_cache", "file")), page)
 	near("container_memory_rss", kernelValue(t, stat, either("total_rss", "anon")), page)
 	near("container_memory_mapped_file", kernelValue(t, stat, either("total_mapped_file", "file_mapped")), page)
-	near("container_memory_total_active_file_bytes", kernelValue(t, stat, either("total_active_file", "active_file")), page)
-	near("container_memory_total_inactive_file_bytes", kernelValue(t, stat, either("total_inactive_file", "inactive_file")), page)
-	near("container_memory_usage_bytes", kernelValue(t, file("memory", "memory.usage_in_bytes", "memory.current"), ""), page)
-	near("container_memory_max_usage_bytes", kernelValue(t, file("memory", "memory.max_usage_in_bytes", "memory.peak"), ""), page)
-	near("container_memory_failures_total,pgfault,hierarchy", kernelValue(t, stat, either("total_pgfault", "pgfault")), 100)
+	near("container_memory_total_active_file_bytes", kernelValue(t, stat, either("total_active_file", "active_file")),
+		page)
+	near("container_memory_total_inactive_file_bytes",
+		kernelValue(t, stat, either("total_inactive_file", "inactive_file")), page)
+	near("container_memory_usage_bytes", kernelValue(t, file("memory", "memory.usage_in_bytes", "memory.current"), ""),
+		page)
+	near("container_memory_max_usage_bytes", kernelValue(t, file("memory", "memory.max_usage_in_bytes", "memory.peak"),
+		""), page)
+	near("container_memory_failures_total,pgfault,hierarchy", kernelValue(t, stat, either("total_pgfault", "pgfault")),
+		100)
 	equal("container_oom_events_total", 0)
 	equal("container_spec_cpu_period", 50000)
 	equal("container_spec_cpu_quota", 25000)
@@ -256,7 +263,8 @@ func TestMetrics(t *testing.T) {
 			continue
 		}
 		fields := strings.Fields(rest)
-		for i, metric := range map[int]string{0: "receive_bytes", 1: "receive_packets", 2: "receive_errors", 8: "transmit_bytes", 9: "transmit_packets", 10: "transmit_errors"} {
+		for i, metric := range map[int]string{0: "receive_bytes", 1: "receive_packets", 2: "receive_errors",
+			8: "transmit_bytes", 9: "transmit_packets", 10: "transmit_errors"} {
 			got, ok := ofPod["container_network_"+metric+"_total,"+name]
 			if kernel, _ := strconv.ParseUint(fields[i], 10, 64); !ok || got > kernel || kernel-got > 2000 {
 				t.Errorf("%s of %s is %d (%t), the kernel says %d", metric, name, got, ok, kernel)
@@ -269,7 +277,8 @@ func TestMetrics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if resp, err := stream.Recv(); err != nil || len(resp.PodSandboxMetrics) != 1 || resp.PodSandboxMetrics[0].PodSandboxId != s.pod {
+	if resp, err := stream.Recv(); err != nil || len(resp.PodSandboxMetrics) != 1 ||
+		resp.PodSandboxMetrics[0].PodSandboxId != s.pod {
 		t.Errorf("%v, %v", resp, err)
 	}
 
@@ -285,7 +294,8 @@ func TestMetrics(t *testing.T) {
 				found = found || name == desc.Name || strings.HasPrefix(name, desc.Name+",")
 			}
 		}
-		optional := strings.Contains(desc.Name, "hugetlb") || strings.Contains(desc.Name, "_pressure_") || strings.Contains(desc.Name, "container_fs_") ||
+		optional := strings.Contains(desc.Name, "hugetlb") || strings.Contains(desc.Name, "_pressure_") ||
+			strings.Contains(desc.Name, "container_fs_") ||
 			strings.Contains(desc.Name, "blkio") || strings.Contains(desc.Name, "swap")
 		if !found && !optional {
 			t.Errorf("there is no %s", desc.Name)
@@ -316,7 +326,8 @@ func TestStatsOfAStoppedPod(t *testing.T) {
 	s := newShell(t)
 	id := s.run(t, nil, "sh", "-c", "head -c 3000000 /dev/zero >/written; sleep 1000")
 	time.Sleep(harness.Patient(time.Second))
-	if _, err := s.Runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.pod}); err != nil {
+	if _, err := s.Runtime.StopPodSandbox(t.Context(),
+		&runtimeapi.StopPodSandboxRequest{PodSandboxId: s.pod}); err != nil {
 		t.Fatal(err)
 	}
 	list, err := s.Runtime.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{})
@@ -324,10 +335,12 @@ func TestStatsOfAStoppedPod(t *testing.T) {
 		t.Fatalf("%v, %v", list, err)
 	}
 	containers := list.Stats[0].Linux.Containers
-	if len(containers) != 1 || containers[0].Attributes.Id != id || containers[0].WritableLayer.GetUsedBytes().GetValue() < 3000000 {
+	if len(containers) != 1 || containers[0].Attributes.Id != id ||
+		containers[0].WritableLayer.GetUsedBytes().GetValue() < 3000000 {
 		t.Errorf("%v", containers)
 	}
-	if _, err := s.Runtime.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: s.pod}); err != nil {
+	if _, err := s.Runtime.PodSandboxStats(t.Context(),
+		&runtimeapi.PodSandboxStatsRequest{PodSandboxId: s.pod}); err != nil {
 		t.Error(err)
 	}
 }

@@ -54,7 +54,8 @@ func TestNetworkPrune(t *testing.T) {
 	if got := there(); got != "link table" {
 		t.Fatalf("with a pod there is %q", got)
 	}
-	if _, errs, code := d.Kuri(t, "network", "prune"); code != 1 || !strings.Contains(errs, "/user") || there() != "link table" {
+	if _, errs, code := d.Kuri(t, "network", "prune"); code != 1 || !strings.Contains(errs, "/user") ||
+		there() != "link table" {
 		t.Errorf("with a pod: %d %s, there is %q", code, errs, there())
 	}
 	if said, code := harness.RunKurid(t, offline...); code != 1 || !strings.Contains(said, "a kurid serves") {
@@ -73,7 +74,8 @@ func TestNetworkPrune(t *testing.T) {
 
 	// With the daemon stopped and a pod present, the request is refused and the pod's network stays.
 	d.Stop(t)
-	if said, code := harness.RunKurid(t, offline...); code != 1 || !strings.Contains(said, "/next") || there() != "link table" {
+	if said, code := harness.RunKurid(t, offline...); code != 1 || !strings.Contains(said, "/next") ||
+		there() != "link table" {
 		t.Errorf("a pod and no daemon: %d %s, there is %q", code, said, there())
 	}
 	d.Continue(t)
@@ -82,7 +84,8 @@ func TestNetworkPrune(t *testing.T) {
 	if said, code := harness.RunKurid(t, offline...); code != 0 || there() != "" {
 		t.Errorf("no pod and no daemon: %d %s, there is %q", code, said, there())
 	}
-	if out, err := exec.Command("nft", "list", "tables").CombinedOutput(); err != nil || !strings.Contains(string(out), "somebodys") {
+	if out, err := exec.Command("nft", "list", "tables").CombinedOutput(); err != nil ||
+		!strings.Contains(string(out), "somebodys") {
 		t.Errorf("somebody's table: %s %v", out, err)
 	}
 	d.Continue(t)

@@ -28,7 +28,8 @@ func TestNewerRecords(t *testing.T) {
 	d.Stop(t)
 
 	for _, pattern := range []string{
-		"root/pods/*/pod.json", "root/pods/*/containers/*/container.json", "state/pods/*/pod.json", "state/pods/*/containers/*/container.json",
+		"root/pods/*/pod.json", "root/pods/*/containers/*/container.json", "state/pods/*/pod.json",
+		"state/pods/*/containers/*/container.json",
 		"state/pods/*/containers/*/exit.json",
 		"root/images/*.json", "root/layers/*/layer.json", "state/network/leases/*.json",
 	} {
@@ -47,7 +48,8 @@ func TestNewerRecords(t *testing.T) {
 		}
 		before := everything(t, d.Root, d.State)
 		said, code := harness.RunKurid(t, "--config", filepath.Join(d.Dir, "config.toml"))
-		for _, want := range []string{path, "has format version 9", "reads 1 to ", "start the newer version", "nothing was changed"} {
+		for _, want := range []string{path, "has format version 9", "reads 1 to ", "start the newer version",
+			"nothing was changed"} {
 			if code == 0 || !strings.Contains(said, want) {
 				t.Errorf("%s: kurid ends with %d and does not say %q: %s", pattern, code, want, said)
 			}
@@ -67,7 +69,8 @@ func TestNewerRecords(t *testing.T) {
 	}
 
 	d.Continue(t)
-	if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, id) != pid {
+	if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+		firstPid(t, d, id) != pid {
 		t.Errorf("the container is told as %s", st.State)
 	}
 }
@@ -81,7 +84,8 @@ func everything(t *testing.T, dirs ...string) map[string]string {
 			if err != nil {
 				return err
 			}
-			if e.Type().IsRegular() && e.Name() != "kurid.lock" && !strings.HasSuffix(e.Name(), ".log") && !strings.Contains(path, "/layers/") || e.Name() == "layer.json" {
+			if e.Type().IsRegular() && e.Name() != "kurid.lock" && !strings.HasSuffix(e.Name(), ".log") &&
+				!strings.Contains(path, "/layers/") || e.Name() == "layer.json" {
 				body, err := os.ReadFile(path)
 				if err != nil {
 					return err

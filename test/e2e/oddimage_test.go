@@ -51,7 +51,8 @@ func TestOddImagesRun(t *testing.T) {
 		}
 		return img
 	}
-	yes, no, other := hello("yes", types.OCILayer), hello("no", types.OCILayer), fileLayer(t, "other", "", types.OCILayer, gzip)
+	yes, no, other := hello("yes", types.OCILayer), hello("no", types.OCILayer), fileLayer(t, "other", "",
+		types.OCILayer, gzip)
 	for name, img := range map[string]v1.Image{
 		"a layer twice":               of(yes, other, other),
 		"layers in turns":             of(yes, no, yes, other, no, yes),
@@ -72,7 +73,8 @@ func TestOddImagesRun(t *testing.T) {
 			says := func(when string) {
 				t.Helper()
 				pod, c := d.RunAlone(t, strings.ReplaceAll(when+name, " ", "-"), ref, "cat", "/hello")
-				if s := d.WaitExit(t, c); s.ExitCode != 0 || d.LogText(t, c, "stdout") != "yes" && d.LogText(t, c, "stdout") != "yes\n" {
+				if s := d.WaitExit(t, c); s.ExitCode != 0 ||
+					d.LogText(t, c, "stdout") != "yes" && d.LogText(t, c, "stdout") != "yes\n" {
 					t.Errorf("%s: exit code %d, %q", when, s.ExitCode, d.LogText(t, c, "stdout"))
 				}
 				d.RemovePod(t, pod)
@@ -123,7 +125,8 @@ func TestPinnedDigestsWithoutARegistry(t *testing.T) {
 	two.Registry.Intercept(away)
 	kuri(t, two, "load", dir)
 	loaded := imageStatus(t, two, pinned)
-	if loaded.GetId() != id || !slices.Equal(loaded.RepoDigests, status.RepoDigests) || !slices.Equal(loaded.RepoTags, status.RepoTags) {
+	if loaded.GetId() != id || !slices.Equal(loaded.RepoDigests, status.RepoDigests) ||
+		!slices.Equal(loaded.RepoTags, status.RepoTags) {
 		t.Errorf("loaded %v, was %v", loaded, status)
 	}
 	_, c := two.RunAlone(t, "pinned", pinned, "cat", "/hello")
@@ -158,7 +161,8 @@ func TestArchivesAreLoadedWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, tag := range []string{"v1", "v2"} {
-		if err := p.AppendImage(withFile(t, tag, types.OCILayer, compression.GZip), layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": tag})); err != nil {
+		if err := p.AppendImage(withFile(t, tag, types.OCILayer, compression.GZip),
+			layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": tag})); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -180,7 +184,8 @@ func TestArchivesAreLoadedWhole(t *testing.T) {
 			t.Errorf("%s says %q", tag, d.LogText(t, c, "stdout"))
 		}
 	}
-	if _, stderr, code := d.Kuri(t, "load", "--name", "reg.example/x:3", filepath.Join(dir, "layout")); code == 0 || !strings.Contains(stderr, "without a tag") {
+	if _, stderr, code := d.Kuri(t, "load", "--name", "reg.example/x:3", filepath.Join(dir, "layout")); code == 0 ||
+		!strings.Contains(stderr, "without a tag") {
 		t.Errorf("one name for two images: code %d, %s", code, stderr)
 	}
 
@@ -202,7 +207,8 @@ func TestArchivesAreLoadedWhole(t *testing.T) {
 			t.Fatal(err)
 		}
 		stdout, stderr, code := d.Kuri(t, "load", at)
-		if row.says == "" && (code != 0 || !strings.Contains(stdout, "reg.example/whole:1")) || row.says != "" && (code == 0 || !strings.Contains(stderr, row.says)) {
+		if row.says == "" && (code != 0 || !strings.Contains(stdout, "reg.example/whole:1")) ||
+			row.says != "" && (code == 0 || !strings.Contains(stderr, row.says)) {
 			t.Errorf("%s: code %d, %s%s", name, code, stdout, stderr)
 		}
 	}
@@ -215,7 +221,8 @@ func dockerArchive(t *testing.T, img v1.Image) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	entry := map[string]any{"Config": "config.json", "RepoTags": []string{"reg.example/whole:1", "", "reg.example/whole:1"}}
+	entry := map[string]any{"Config": "config.json",
+		"RepoTags": []string{"reg.example/whole:1", "", "reg.example/whole:1"}}
 	files := map[string][]byte{"config.json": config}
 	layers, err := img.Layers()
 	if err != nil {
@@ -245,7 +252,8 @@ func dockerArchive(t *testing.T, img v1.Image) []byte {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
 	for name, body := range files {
-		if err := w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(body))}); err != nil {
+		if err := w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644,
+			Size: int64(len(body))}); err != nil {
 			t.Fatal(err)
 		}
 		w.Write(body)

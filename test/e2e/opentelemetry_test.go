@@ -24,7 +24,8 @@ type spans struct {
 	all []*otlp.Span
 }
 
-func (s *spans) Export(_ context.Context, req *collector.ExportTraceServiceRequest) (*collector.ExportTraceServiceResponse, error) {
+func (s *spans) Export(_ context.Context,
+	req *collector.ExportTraceServiceRequest) (*collector.ExportTraceServiceResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, rs := range req.ResourceSpans {
@@ -60,7 +61,8 @@ func TestTraces(t *testing.T) {
 	s := newShell(t, harness.Options{Config: fmt.Sprintf("trace_endpoint = \"http://%s\"\n", l.Addr())})
 	const trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "traceparent", "00-"+trace+"-"+parent+"-01")
-	resp, err := s.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod, Config: s.config(nil, "true"), SandboxConfig: s.podConfig})
+	resp, err := s.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod,
+		Config: s.config(nil, "true"), SandboxConfig: s.podConfig})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +72,8 @@ func TestTraces(t *testing.T) {
 			return fmt.Errorf("%v, %v", root, step)
 		}
 		if fmt.Sprintf("%x", root.ParentSpanId) != parent || string(step.ParentSpanId) != string(root.SpanId) ||
-			step.StartTimeUnixNano < root.StartTimeUnixNano || step.EndTimeUnixNano > root.EndTimeUnixNano || step.EndTimeUnixNano <= step.StartTimeUnixNano {
+			step.StartTimeUnixNano < root.StartTimeUnixNano || step.EndTimeUnixNano > root.EndTimeUnixNano ||
+			step.EndTimeUnixNano <= step.StartTimeUnixNano {
 			t.Errorf("%v\n%v", root, step)
 		}
 		for _, a := range root.Attributes {

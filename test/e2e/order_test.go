@@ -68,7 +68,8 @@ func TestEveryVerbTwice(t *testing.T) {
 	})
 
 	// A running container holds its name until its removal, which kills it.
-	_, err := s.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod, Config: c, SandboxConfig: s.podConfig})
+	_, err := s.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod, Config: c,
+		SandboxConfig: s.podConfig})
 	harness.WantError(t, err, codes.AlreadyExists, c.Metadata.Name)
 	for range 2 {
 		if _, err := s.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
@@ -179,7 +180,8 @@ func TestStopOfUninterruptibleSleep(t *testing.T) {
 	}
 	s := newShell(t)
 	image, disk := filepath.Join(t.TempDir(), "disk"), t.TempDir()
-	for _, command := range [][]string{{"truncate", "-s", "32M", image}, {"mkfs.ext4", "-q", image}, {"mount", "-o", "loop", image, disk}} {
+	for _, command := range [][]string{{"truncate", "-s", "32M", image}, {"mkfs.ext4", "-q", image},
+		{"mount", "-o", "loop", image, disk}} {
 		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
 			t.Skipf("SKIP: %q: %v: %s", command, err, out)
 		}

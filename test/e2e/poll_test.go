@@ -34,7 +34,8 @@ func TestStatus(t *testing.T) {
 	if len(resp.Info) > 0 {
 		t.Errorf("info without verbose: %v", resp.Info)
 	}
-	if resp, err = d.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{Verbose: true}); err != nil || !strings.Contains(resp.Info["config"], d.State) {
+	if resp, err = d.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{Verbose: true}); err != nil ||
+		!strings.Contains(resp.Info["config"], d.State) {
 		t.Errorf("verbose info: %v, %v", resp.GetInfo(), err)
 	}
 }
@@ -118,7 +119,8 @@ func TestStats(t *testing.T) {
 		t.Errorf("the attributes are %v", got.Attributes)
 	}
 	now := time.Now()
-	for what, at := range map[string]int64{"cpu": got.Cpu.Timestamp, "memory": got.Memory.Timestamp, "writable layer": got.WritableLayer.Timestamp} {
+	for what, at := range map[string]int64{"cpu": got.Cpu.Timestamp, "memory": got.Memory.Timestamp,
+		"writable layer": got.WritableLayer.Timestamp} {
 		if age := now.Sub(time.Unix(0, at)); age < 0 || age > time.Minute {
 			t.Errorf("the sample of %s is %v old", what, age)
 		}
@@ -134,7 +136,8 @@ func TestStats(t *testing.T) {
 	if err != nil || len(list.Stats) != 2 {
 		t.Errorf("%d containers in the list (%v), want 2", len(list.GetStats()), err)
 	}
-	list, err = s.Runtime.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{Filter: &runtimeapi.ContainerStatsFilter{LabelSelector: map[string]string{"which": "busy"}}})
+	list, err = s.Runtime.ListContainerStats(t.Context(),
+		&runtimeapi.ListContainerStatsRequest{Filter: &runtimeapi.ContainerStatsFilter{LabelSelector: map[string]string{"which": "busy"}}})
 	if err != nil || len(list.Stats) != 1 || list.Stats[0].Attributes.Id != id {
 		t.Errorf("filtered by label: %v, %v", list, err)
 	}
@@ -144,13 +147,15 @@ func TestStats(t *testing.T) {
 		t.Fatal(err)
 	}
 	linux := pod.Stats.Linux
-	if linux.Cpu.GetUsageCoreNanoSeconds().GetValue() < got.Cpu.UsageCoreNanoSeconds.Value || linux.Memory.GetWorkingSetBytes().GetValue() == 0 || len(linux.Containers) != 2 {
+	if linux.Cpu.GetUsageCoreNanoSeconds().GetValue() < got.Cpu.UsageCoreNanoSeconds.Value ||
+		linux.Memory.GetWorkingSetBytes().GetValue() == 0 || len(linux.Containers) != 2 {
 		t.Errorf("of the pod: cpu %v, memory %v, %d containers", linux.Cpu, linux.Memory, len(linux.Containers))
 	}
 	if linux.Network.GetDefaultInterface().GetName() != "eth0" || linux.Process.GetProcessCount().GetValue() < 2 {
 		t.Errorf("of the pod: network %v, processes %v", linux.Network, linux.Process)
 	}
-	pods, err := s.Runtime.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{Id: s.pod}})
+	pods, err := s.Runtime.ListPodSandboxStats(t.Context(),
+		&runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{Id: s.pod}})
 	if err != nil || len(pods.Stats) != 1 {
 		t.Errorf("%v, %v", pods, err)
 	}

@@ -105,8 +105,10 @@ func TestPortForward(t *testing.T) {
 // the port number. Clients that cannot receive binary messages get them in base64.
 func TestPortForwardOverChannels(t *testing.T) {
 	s := newShell(t)
-	ports := []int32{harness.EchoIn(t, "/run/netns/kuri-"+s.pod, "127.0.0.1:0"), 9, harness.EchoIn(t, "/run/netns/kuri-"+s.pod, "[::1]:0")}
-	for protocol, inBase64 := range map[string]bool{"": false, "v4.channel.k8s.io": false, "v4.base64.channel.k8s.io": true} {
+	ports := []int32{harness.EchoIn(t, "/run/netns/kuri-"+s.pod, "127.0.0.1:0"), 9,
+		harness.EchoIn(t, "/run/netns/kuri-"+s.pod, "[::1]:0")}
+	for protocol, inBase64 := range map[string]bool{"": false, "v4.channel.k8s.io": false,
+		"v4.base64.channel.k8s.io": true} {
 		t.Run(protocol, func(t *testing.T) {
 			u := s.forwardURL(t, s.pod, ports...)
 			u.Scheme = "ws"
@@ -203,7 +205,8 @@ func TestVersionsOfRemoteCommand(t *testing.T) {
 	id := s.run(t, nil, "sleep", "1000")
 	address := func() string {
 		return s.execURL(t, &runtimeapi.ExecRequest{
-			ContainerId: id, Cmd: []string{"sh", "-c", "read x; echo got $x; echo oops >&2; exit 42"}, Stdin: true, Stdout: true, Stderr: true,
+			ContainerId: id, Cmd: []string{"sh", "-c", "read x; echo got $x; echo oops >&2; exit 42"}, Stdin: true, Stdout: true,
+			Stderr: true,
 		})
 	}
 	for _, protocol := range []string{"channel.k8s.io", "v2.channel.k8s.io", "v3.channel.k8s.io", "v4.channel.k8s.io"} {
@@ -221,7 +224,8 @@ func TestVersionsOfRemoteCommand(t *testing.T) {
 				t.Fatal(err)
 			}
 			stdout, stderr := &harness.Screen{}, &harness.Screen{}
-			err = x.StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: strings.NewReader("x\n"), Stdout: stdout, Stderr: stderr})
+			err = x.StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: strings.NewReader("x\n"), Stdout: stdout,
+				Stderr: stderr})
 			// The first version loses the content of its error stream: kubernetes issue 13395.
 			if protocol != "channel.k8s.io" && (err == nil || !strings.Contains(err.Error(), "42")) {
 				t.Errorf("%v", err)
@@ -233,7 +237,8 @@ func TestVersionsOfRemoteCommand(t *testing.T) {
 	for _, v := range []struct {
 		protocol string
 		base64   bool
-	}{{"", false}, {"channel.k8s.io", false}, {"base64.channel.k8s.io", true}, {"v4.channel.k8s.io", false}, {"v4.base64.channel.k8s.io", true}, {"v5.channel.k8s.io", false}} {
+	}{{"", false}, {"channel.k8s.io", false}, {"base64.channel.k8s.io", true}, {"v4.channel.k8s.io", false},
+		{"v4.base64.channel.k8s.io", true}, {"v5.channel.k8s.io", false}} {
 		t.Run("WebSocket "+v.protocol, func(t *testing.T) {
 			c := openChannels(t, strings.Replace(address(), "http", "ws", 1), v.protocol, v.base64)
 			c.send(0, "x\n")

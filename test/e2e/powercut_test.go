@@ -121,7 +121,8 @@ func (r *recorder) close(t *testing.T) []written {
 		Magic, Version, Entries uint64
 		SectorSize              uint32
 	}
-	if err := binary.Read(f, binary.LittleEndian, &super); err != nil || super.Magic != 0x6a736677736872 || super.Version != 1 {
+	if err := binary.Read(f, binary.LittleEndian, &super); err != nil || super.Magic != 0x6a736677736872 ||
+		super.Version != 1 {
 		t.Fatalf("the log of the disk begins with %+v, %v", super, err)
 	}
 	const flush, fua, discard, mark = 1 << 0, 1 << 1, 1 << 2, 1 << 3
@@ -138,7 +139,8 @@ func (r *recorder) close(t *testing.T) []written {
 			t.Fatal(err)
 		}
 		at += sector
-		log[i] = written{at: int64(e.Sector) * sector, size: int64(e.Sectors) * sector, data: at, flushed: e.Flags&(flush|fua) != 0}
+		log[i] = written{at: int64(e.Sector) * sector, size: int64(e.Sectors) * sector, data: at,
+			flushed: e.Flags&(flush|fua) != 0}
 		switch {
 		case e.Flags&discard != 0:
 			log[i].size = 0
@@ -251,7 +253,8 @@ func TestPowerCut(t *testing.T) {
 			{"pulled-one", func() error { d.Pull(t, one.ref); return nil }},
 			{"pulled-two", func() error { d.Pull(t, two.ref); return nil }},
 			{"removed-one", func() error {
-				_, err := d.Images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: one.ref}})
+				_, err := d.Images.RemoveImage(t.Context(),
+					&runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: one.ref}})
 				return err
 			}},
 			{"pulled-one-again", func() error { d.Pull(t, one.ref); return nil }},
@@ -322,7 +325,8 @@ func anotherBoot(t *testing.T, dir string) {
 
 // survives cuts the power after n writes and returns the number of images present, all of which
 // must be complete.
-func (r *recorder) survives(t *testing.T, log []written, n int, when map[string]int, images []storedImage, chance *rand.Rand) (there int) {
+func (r *recorder) survives(t *testing.T, log []written, n int, when map[string]int, images []storedImage,
+	chance *rand.Rand) (there int) {
 	dev, dir := loop(t, r.cut(t, log, n, chance)), t.TempDir()
 	do(t, "mount", dev, dir)
 	t.Cleanup(func() {

@@ -73,7 +73,8 @@ func takeOverSteps(t *testing.T) (all []string) {
 func TestTakeOverKilledAtEachStep(t *testing.T) {
 	previous := previousRelease(t)
 	killable := filepath.Join(t.TempDir(), "kuri-keeper")
-	build := exec.Command("go", "build", "-tags", "seccomp netgo osusergo failpoint", "-ldflags", "-linkmode external -extldflags -static",
+	build := exec.Command("go", "build", "-tags", "seccomp netgo osusergo failpoint", "-ldflags",
+		"-linkmode external -extldflags -static",
 		"-o", killable, "github.com/kuri-cri/kuri/cmd/kuri-keeper")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build kuri-keeper: %v\n%s", err, out)
@@ -98,7 +99,8 @@ func TestTakeOverKilledAtEachStep(t *testing.T) {
 				if both {
 					after = "kill -9 $PPID"
 				}
-				install(t, programs, "kuri-keeper", fmt.Appendf(nil, "#!/bin/sh\ncase \"$*\" in *--take-over*) %s \"$@\"; %s\nexit 1;; esac\nexec %[1]s \"$@\"\n", killable, after))
+				install(t, programs, "kuri-keeper", fmt.Appendf(nil,
+					"#!/bin/sh\ncase \"$*\" in *--take-over*) %s \"$@\"; %s\nexit 1;; esac\nexec %[1]s \"$@\"\n", killable, after))
 				point := filepath.Join(d.State, "failpoint")
 				if err := os.WriteFile(point, []byte(step), 0o600); err != nil {
 					t.Fatal(err)
@@ -118,7 +120,8 @@ func TestTakeOverKilledAtEachStep(t *testing.T) {
 				} else {
 					d.Continue(t)
 					goesOn()
-					if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, id) != pid {
+					if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+						firstPid(t, d, id) != pid {
 						t.Errorf("it is %s with process %d, was %d", st.State, firstPid(t, d, id), pid)
 					}
 					d.Stop(t)
@@ -129,7 +132,8 @@ func TestTakeOverKilledAtEachStep(t *testing.T) {
 
 				d.Bin = "" // the current programs
 				d.Continue(t)
-				if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, id) != pid || strings.Contains(st.Message, "lost") {
+				if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+					firstPid(t, d, id) != pid || strings.Contains(st.Message, "lost") {
 					t.Errorf("it is %s with process %d (%q), was %d", st.State, firstPid(t, d, id), st.Message, pid)
 				}
 				goesOn()
@@ -164,7 +168,8 @@ func TestUpgradeFromThePreviousRelease(t *testing.T) {
 	count := d.Run(t, pod, harness.Container("count", image, "sh", "-c", counting), config)
 	ended := d.Run(t, pod, harness.Container("ended", image, "sh", "-c", "exit 6"), config)
 	finished := d.WaitExit(t, ended)
-	ends := d.Run(t, pod, harness.Container("ends", image, "sh", "-c", "echo $$ > /dev/shm/mine; while [ ! -e /tmp/end ]; do sleep 0.05; done; exit 9"), config)
+	ends := d.Run(t, pod, harness.Container("ends", image, "sh", "-c",
+		"echo $$ > /dev/shm/mine; while [ ! -e /tmp/end ]; do sleep 0.05; done; exit 9"), config)
 	cat := harness.Container("cat", image, "cat")
 	cat.Stdin, cat.StdinOnce = true, true
 	attached := d.Run(t, pod, cat, config)
@@ -202,10 +207,12 @@ func TestUpgradeFromThePreviousRelease(t *testing.T) {
 			t.Errorf("%s is %s with process %d (%q), was %d", st.Metadata.Name, st.State, firstPid(t, d, id), st.Message, pid)
 		}
 	}
-	if st := d.ContainerStatus(t, count); !strings.Contains(st.Message, "older release") || strings.Contains(st.Message, "lost") {
+	if st := d.ContainerStatus(t, count); !strings.Contains(st.Message, "older release") ||
+		strings.Contains(st.Message, "lost") {
 		t.Errorf("what the change has cost is told as %q", st.Message)
 	}
-	if st := d.ContainerStatus(t, ended); st.ExitCode != 6 || st.FinishedAt != finished.FinishedAt || st.Reason != finished.Reason {
+	if st := d.ContainerStatus(t, ended); st.ExitCode != 6 || st.FinishedAt != finished.FinishedAt ||
+		st.Reason != finished.Reason {
 		t.Errorf("the container that had ended is told as %v, was %v", st, finished)
 	}
 	if st := d.PodStatus(t, pod); st.State != runtimeapi.PodSandboxState_SANDBOX_READY || st.Network.Ip != ip {
@@ -217,13 +224,15 @@ func TestUpgradeFromThePreviousRelease(t *testing.T) {
 
 	// Pipes and terminals are unchanged.
 	for id, said := range map[string]string{attached: "hello", terminal: "echo $((6*7))"} {
-		resp, err := d.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Tty: id == terminal})
+		resp, err := d.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true,
+			Tty: id == terminal})
 		if err != nil {
 			t.Fatal(err)
 		}
 		keyboard, keys := io.Pipe()
 		screen := &harness.Screen{}
-		go over("SPDY")(t, resp.Url).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: keyboard, Stdout: screen, Tty: id == terminal})
+		go over("SPDY")(t, resp.Url).StreamWithContext(t.Context(),
+			remotecommand.StreamOptions{Stdin: keyboard, Stdout: screen, Tty: id == terminal})
 		io.WriteString(keys, said+"\n")
 		screen.Await(t, map[string]string{attached: "hello\n", terminal: "42"}[id])
 	}
@@ -233,22 +242,27 @@ func TestUpgradeFromThePreviousRelease(t *testing.T) {
 		t.Errorf("exec says %q", out)
 	}
 	// The container, and with it the command, may be killed before the command has exited.
-	d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: ends, Cmd: []string{"touch", "/tmp/end"}, Timeout: 30})
-	if st := d.WaitExit(t, ends); st.ExitCode != 9 && st.Reason != "ContainerStatusUnknown" { // which it is before Linux 6.15
+	d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: ends, Cmd: []string{"touch", "/tmp/end"},
+		Timeout: 30})
+	// which it is before Linux 6.15
+	if st := d.WaitExit(t, ends); st.ExitCode != 9 && st.Reason != "ContainerStatusUnknown" {
 		t.Errorf("exit code %d, reason %s, want 9", st.ExitCode, st.Reason)
 	}
-	if _, err := d.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: waiting}); err != nil {
+	if _, err := d.Runtime.StartContainer(t.Context(),
+		&runtimeapi.StartContainerRequest{ContainerId: waiting}); err != nil {
 		t.Error(err)
 	}
 	if d.WaitExit(t, waiting); d.LogText(t, waiting, "stdout") != "began\n" {
 		t.Errorf("the container that had been created says %q", d.LogText(t, waiting, "stdout"))
 	}
-	after := d.Run(t, pod, harness.Container("after", image, "sh", "-c", "echo more; cat /dev/shm/mine; readlink /proc/self/ns/ipc; readlink /proc/self/ns/uts; exit 8"), config)
+	after := d.Run(t, pod, harness.Container("after", image, "sh", "-c",
+		"echo more; cat /dev/shm/mine; readlink /proc/self/ns/ipc; readlink /proc/self/ns/uts; exit 8"), config)
 	if code := d.WaitExit(t, after).ExitCode; code != 8 {
 		t.Errorf("a container of after the upgrade exits with %d", code)
 	}
 	said := d.LogText(t, after, "stdout")
-	for _, want := range []string{"more\n", "1\n", d.Output(t, count, "readlink", "/proc/self/ns/ipc"), d.Output(t, count, "readlink", "/proc/self/ns/uts")} {
+	for _, want := range []string{"more\n", "1\n", d.Output(t, count, "readlink", "/proc/self/ns/ipc"),
+		d.Output(t, count, "readlink", "/proc/self/ns/uts")} {
 		if !strings.Contains(said, want) {
 			t.Errorf("a container of after the upgrade says %q, and not %q", said, want)
 		}

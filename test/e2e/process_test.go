@@ -17,11 +17,13 @@ import (
 func TestEnvironmentOfBytes(t *testing.T) {
 	s := newShell(t)
 	env := func(c *container, sec *security) {
-		c.Envs = []*runtimeapi.KeyValue{{Key: "BIN", Value: []byte{0xff, 0x00 + 1, 0xc3, 'x'}}, {Key: "TEXT", Value: []byte("plain")}}
+		c.Envs = []*runtimeapi.KeyValue{{Key: "BIN", Value: []byte{0xff, 0x00 + 1, 0xc3, 'x'}},
+			{Key: "TEXT", Value: []byte("plain")}}
 		sec.RunAsUser = &runtimeapi.Int64Value{Value: 1000}
 	}
 	const look = `printf %s "$BIN" | od -An -tx1; echo $TEXT; env | grep -c _KURI; ps | head -2 | tail -1`
-	if got := s.says(t, env, "sh", "-c", look); !strings.HasPrefix(got, " ff 01 c3 78\nplain\n0\n") || strings.Contains(got, "exe") {
+	if got := s.says(t, env, "sh", "-c", look); !strings.HasPrefix(got, " ff 01 c3 78\nplain\n0\n") ||
+		strings.Contains(got, "exe") {
 		t.Errorf("%q", got)
 	}
 	id := s.run(t, env, "sleep", "1000")
@@ -40,7 +42,8 @@ func TestProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	own, err := image.New(v1.Config{Entrypoint: []string{"echo", "entry"}, Cmd: []string{"cmd"}, Env: []string{"FROM=image", "BOTH=image"}, WorkingDir: "/var/www", User: "www-data"}, files...)
+	own, err := image.New(v1.Config{Entrypoint: []string{"echo", "entry"}, Cmd: []string{"cmd"},
+		Env: []string{"FROM=image", "BOTH=image"}, WorkingDir: "/var/www", User: "www-data"}, files...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,14 +74,19 @@ func TestProcess(t *testing.T) {
 			c.Envs = []*runtimeapi.KeyValue{{Key: "B", Value: []byte("栗\n=\t\"")}}
 		}), []string{"sh", "-c", "echo \"$B\""}, "栗\n=\t\"\n"},
 		{"working directory of the image", of(nil), []string{"pwd"}, "/var/www\n"},
-		{"working directory that is not there yet", of(func(c *container) { c.WorkingDir = "/made/here" }), []string{"pwd"}, "/made/here\n"},
+		{"working directory that is not there yet", of(func(c *container) { c.WorkingDir = "/made/here" }), []string{"pwd"},
+			"/made/here\n"},
 		{"user of the image", of(nil), []string{"id"}, "uid=33(www-data) gid=33(www-data) groups=33(www-data)\n"},
-		{"user by id", func(_ *container, s *security) { s.RunAsUser = &runtimeapi.Int64Value{Value: 1234} }, []string{"sh", "-c", "id -u; id -g"}, "1234\n0\n"},
-		{"user by name", func(_ *container, s *security) { s.RunAsUsername = "nobody" }, []string{"sh", "-c", "id -u; id -g"}, "65534\n65534\n"},
+		{"user by id", func(_ *container, s *security) { s.RunAsUser = &runtimeapi.Int64Value{Value: 1234} },
+			[]string{"sh", "-c", "id -u; id -g"}, "1234\n0\n"},
+		{"user by name", func(_ *container, s *security) { s.RunAsUsername = "nobody" }, []string{"sh", "-c", "id -u; id -g"},
+			"65534\n65534\n"},
 		{"user, group and more groups", func(_ *container, s *security) {
-			s.RunAsUser, s.RunAsGroup, s.SupplementalGroups = &runtimeapi.Int64Value{Value: 1}, &runtimeapi.Int64Value{Value: 2}, []int64{3, 4}
+			s.RunAsUser, s.RunAsGroup, s.SupplementalGroups = &runtimeapi.Int64Value{Value: 1}, &runtimeapi.Int64Value{Value: 2},
+				[]int64{3, 4}
 		}, []string{"sh", "-c", "id -u; id -g; id -G"}, "1\n2\n2 3 4\n"},
-		{"no capability for a user", func(_ *container, s *security) { s.RunAsUser = &runtimeapi.Int64Value{Value: 1} }, []string{"grep", "CapEff", "/proc/self/status"}, "CapEff:\t0000000000000000\n"},
+		{"no capability for a user", func(_ *container, s *security) { s.RunAsUser = &runtimeapi.Int64Value{Value: 1} },
+			[]string{"grep", "CapEff", "/proc/self/status"}, "CapEff:\t0000000000000000\n"},
 		{"HOME", nil, []string{"sh", "-c", "echo $HOME"}, "/root\n"},
 		{"HOSTNAME", nil, []string{"sh", "-c", "hostname"}, "shell\n"},
 	} {
@@ -98,10 +106,14 @@ func TestProcessesThatAreRefused(t *testing.T) {
 		code   codes.Code
 		says   string
 	}{
-		{"no such program", func(c *container, _ *security) { c.Command = []string{"/bin/no-such"} }, codes.InvalidArgument, "no-such"},
-		{"no such user", func(_ *container, s *security) { s.RunAsUsername = "nobody-knows" }, codes.InvalidArgument, "nobody-knows"},
-		{"group without user", func(_ *container, s *security) { s.RunAsGroup = &runtimeapi.Int64Value{Value: 5} }, codes.InvalidArgument, "run_as_group"},
-		{"image that is not here", func(c *container, _ *security) { c.Image.Image = "nobody/has:this" }, codes.NotFound, "nobody/has:this"},
+		{"no such program", func(c *container, _ *security) { c.Command = []string{"/bin/no-such"} }, codes.InvalidArgument,
+			"no-such"},
+		{"no such user", func(_ *container, s *security) { s.RunAsUsername = "nobody-knows" }, codes.InvalidArgument,
+			"nobody-knows"},
+		{"group without user", func(_ *container, s *security) { s.RunAsGroup = &runtimeapi.Int64Value{Value: 5} },
+			codes.InvalidArgument, "run_as_group"},
+		{"image that is not here", func(c *container, _ *security) { c.Image.Image = "nobody/has:this" }, codes.NotFound,
+			"nobody/has:this"},
 		{"no image", func(c *container, _ *security) { c.Image = nil }, codes.InvalidArgument, "image"},
 		{"environment name that is Kuri's own", func(c *container, _ *security) {
 			c.Envs = []*runtimeapi.KeyValue{{Key: "_KURI_RAW_0", Value: []byte("00")}}
@@ -109,8 +121,10 @@ func TestProcessesThatAreRefused(t *testing.T) {
 		{"unknown capability to drop", func(_ *container, s *security) {
 			s.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"FLY"}}
 		}, codes.InvalidArgument, "FLY"},
-		{"relative working directory", func(c *container, _ *security) { c.WorkingDir = "here" }, codes.InvalidArgument, "working_dir"},
-		{"log path that climbs", func(c *container, _ *security) { c.LogPath = "../../../etc/x.log" }, codes.InvalidArgument, "log_path"},
+		{"relative working directory", func(c *container, _ *security) { c.WorkingDir = "here" }, codes.InvalidArgument,
+			"working_dir"},
+		{"log path that climbs", func(c *container, _ *security) { c.LogPath = "../../../etc/x.log" }, codes.InvalidArgument,
+			"log_path"},
 		{"host path that is not there", func(c *container, _ *security) {
 			c.Mounts = []*runtimeapi.Mount{{HostPath: "/no/such/path", ContainerPath: "/x"}}
 		}, codes.FailedPrecondition, "/no/such/path"},
@@ -118,7 +132,8 @@ func TestProcessesThatAreRefused(t *testing.T) {
 			c.Devices = []*runtimeapi.Device{{HostPath: "/dev/no-such", ContainerPath: "/dev/x", Permissions: "r"}}
 		}, codes.FailedPrecondition, "device /dev/no-such is not on this node; is its driver loaded?"},
 		{"seccomp profile that is not there", func(_ *container, s *security) {
-			s.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "/no/profile.json"}
+			s.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost,
+				LocalhostRef: "/no/profile.json"}
 		}, codes.NotFound, "/no/profile.json"},
 		{"memory too small to start in", func(c *container, _ *security) {
 			c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 1024}
@@ -150,8 +165,10 @@ func TestExitCodesAndTimes(t *testing.T) {
 			t.Errorf("%q: exit code %d, reason %q; want %d, %q", test.command, st.ExitCode, st.Reason, test.code, test.reason)
 		}
 		created, started, finished := time.Unix(0, st.CreatedAt), time.Unix(0, st.StartedAt), time.Unix(0, st.FinishedAt)
-		if created.Before(before) || started.Before(created) || finished.Sub(started) < 100*time.Millisecond || finished.After(time.Now()) {
-			t.Errorf("%q: created %v, started %v, finished %v, and the test began %v", test.command, created, started, finished, before)
+		if created.Before(before) || started.Before(created) || finished.Sub(started) < 100*time.Millisecond ||
+			finished.After(time.Now()) {
+			t.Errorf("%q: created %v, started %v, finished %v, and the test began %v", test.command, created, started, finished,
+				before)
 		}
 	}
 }

@@ -61,7 +61,8 @@ func TestTheDashboardHasData(t *testing.T) {
 	at := startPrometheus(t, program, metrics)
 	work := func() {
 		s.WaitExit(t, s.run(t, nil, "true"))
-		s.Images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: s.Registry.Host + "/there-is-none:1"}})
+		s.Images.PullImage(t.Context(),
+			&runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: s.Registry.Host + "/there-is-none:1"}})
 		s.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{})
 	}
 	work()
@@ -126,7 +127,8 @@ func startPrometheus(t *testing.T, program, target string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program, "--config.file", filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path", filepath.Join(dir, "data"), "--web.listen-address", address)
+	cmd := exec.Command(program, "--config.file", filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path",
+		filepath.Join(dir, "data"), "--web.listen-address", address)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

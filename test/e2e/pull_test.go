@@ -68,39 +68,46 @@ func TestPullsThatFail(t *testing.T) {
 		{name: "bad digest", ref: d.Registry.Host + "/app@sha256:12", code: codes.InvalidArgument},
 		{name: "unknown tag", ref: d.Registry.Host + "/app:9", code: codes.NotFound, says: []string{"app:9"}},
 		{name: "unknown repository", ref: d.Registry.Host + "/nothing:1", code: codes.NotFound, says: []string{"nothing"}},
-		{name: "nobody listens", ref: "127.0.0.1:1/app:1", code: codes.Unknown, says: []string{"RegistryUnavailable: ", "127.0.0.1:1"}},
-		{name: "not a manifest", ref: ref, code: codes.InvalidArgument, says: []string{"manifest"}, intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-			if !path(r, "manifests") && r.Method != http.MethodHead {
-				next.ServeHTTP(w, r)
-				return
-			}
-			w.Header().Set("Content-Type", string(types.OCIManifestSchema1))
-			fmt.Fprint(w, "<html>log in first</html>")
-		}},
-		{name: "schema 1", ref: ref, code: codes.Unimplemented, intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-			if !strings.Contains(r.URL.Path, "/manifests/") {
-				next.ServeHTTP(w, r)
-				return
-			}
-			w.Header().Set("Content-Type", string(types.DockerManifestSchema1))
-			fmt.Fprint(w, `{"schemaVersion": 1, "name": "app", "tag": "1"}`)
-		}},
-		{name: "wrong bytes", ref: ref, code: codes.DataLoss, says: []string{"sha256:"}, intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-			next.ServeHTTP(corruptingWriter{w, path(r, "blobs")}, r)
-		}},
-		{name: "server trouble", ref: ref, code: codes.Unknown, says: []string{"RegistryUnavailable: ", "503"}, intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-			http.Error(w, "overloaded", http.StatusServiceUnavailable)
-		}},
+		{name: "nobody listens", ref: "127.0.0.1:1/app:1", code: codes.Unknown,
+			says: []string{"RegistryUnavailable: ", "127.0.0.1:1"}},
+		{name: "not a manifest", ref: ref, code: codes.InvalidArgument, says: []string{"manifest"},
+			intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if !path(r, "manifests") && r.Method != http.MethodHead {
+					next.ServeHTTP(w, r)
+					return
+				}
+				w.Header().Set("Content-Type", string(types.OCIManifestSchema1))
+				fmt.Fprint(w, "<html>log in first</html>")
+			}},
+		{name: "schema 1", ref: ref, code: codes.Unimplemented,
+			intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if !strings.Contains(r.URL.Path, "/manifests/") {
+					next.ServeHTTP(w, r)
+					return
+				}
+				w.Header().Set("Content-Type", string(types.DockerManifestSchema1))
+				fmt.Fprint(w, `{"schemaVersion": 1, "name": "app", "tag": "1"}`)
+			}},
+		{name: "wrong bytes", ref: ref, code: codes.DataLoss, says: []string{"sha256:"},
+			intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				next.ServeHTTP(corruptingWriter{w, path(r, "blobs")}, r)
+			}},
+		{name: "server trouble", ref: ref, code: codes.Unknown, says: []string{"RegistryUnavailable: ", "503"},
+			intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				http.Error(w, "overloaded", http.StatusServiceUnavailable)
+			}},
 		{name: "no credentials", ref: ref, code: codes.Unauthenticated, intercept: basicAuth},
-		{name: "refused", ref: ref, code: codes.PermissionDenied, intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-			http.Error(w, "not you", http.StatusForbidden)
-		}},
-		{name: "cut each time", ref: ref, code: codes.Unknown, says: []string{"RegistryUnavailable: "}, intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-			if path(r, "blobs") {
-				panic(http.ErrAbortHandler)
-			}
-			next.ServeHTTP(w, r)
-		}},
+		{name: "refused", ref: ref, code: codes.PermissionDenied,
+			intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				http.Error(w, "not you", http.StatusForbidden)
+			}},
+		{name: "cut each time", ref: ref, code: codes.Unknown, says: []string{"RegistryUnavailable: "},
+			intercept: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if path(r, "blobs") {
+					panic(http.ErrAbortHandler)
+				}
+				next.ServeHTTP(w, r)
+			}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			d.Registry.Intercept(test.intercept)
@@ -188,7 +195,8 @@ func TestDroppedConnectionResumes(t *testing.T) {
 		bare.Header.Del("Range")
 		next.ServeHTTP(whole, bare)
 		w.Header().Set("Content-Type", "application/octet-stream")
-		http.ServeContent(&cuttingWriter{ResponseWriter: w, left: 1 << 20, cuts: &cuts}, r, "", time.Time{}, bytes.NewReader(whole.Body.Bytes()))
+		http.ServeContent(&cuttingWriter{ResponseWriter: w, left: 1 << 20, cuts: &cuts}, r, "", time.Time{},
+			bytes.NewReader(whole.Body.Bytes()))
 	})
 	if _, err := pull(t, d, ref, nil); err != nil {
 		t.Fatalf("pull: %v", err)
@@ -246,8 +254,10 @@ func TestColdStartOfTenPods(t *testing.T) {
 				t.Errorf("pull for pod %d: %v", i, err)
 				return
 			}
-			c, err := d.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: made.PodSandboxId, SandboxConfig: pod,
-				Config: &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: id}, Command: []string{"sleep", "100"}}})
+			c, err := d.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: made.PodSandboxId,
+				SandboxConfig: pod,
+				Config: &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "c"},
+					Image: &runtimeapi.ImageSpec{Image: id}, Command: []string{"sleep", "100"}}})
 			if err == nil {
 				_, err = d.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
 			}

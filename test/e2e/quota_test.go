@@ -22,7 +22,8 @@ import (
 func quotaDisk(t *testing.T) string {
 	t.Helper()
 	exec.Command("modprobe", "quota_v2").Run() // the format of ext4's quotas; built in, a module, or missing
-	return quotaDiskOf(t, "256M", "CONFIG_QFMT_V2", "mkfs.ext4", "-q", "-O", "project,quota", "-E", "lazy_itable_init=1,lazy_journal_init=1")
+	return quotaDiskOf(t, "256M", "CONFIG_QFMT_V2", "mkfs.ext4", "-q", "-O", "project,quota", "-E",
+		"lazy_itable_init=1,lazy_journal_init=1")
 }
 
 // quotaDiskOf mounts a filesystem with project quotas, of the given size and made by the command
@@ -42,7 +43,8 @@ func quotaDiskOf(t *testing.T, size, needs string, mkfs ...string) string {
 		}
 	}
 	if out, err := exec.Command("mount", "-o", "loop,prjquota", image, dir).CombinedOutput(); err != nil {
-		t.Skipf("SKIP: this kernel does not mount what %s makes with project quotas (%s); make test-vm has it: %s", mkfs[0], needs, out)
+		t.Skipf("SKIP: this kernel does not mount what %s makes with project quotas (%s); make test-vm has it: %s", mkfs[0],
+			needs, out)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, 0); err != nil {
@@ -70,7 +72,8 @@ func projects(t *testing.T, dir string) []uint32 {
 			blocksHard, blocksSoft, space, inodesHard, inodesSoft, inodes, blocksTime, inodesTime uint64
 			valid, id                                                                             uint32
 		}
-		_, _, errno := unix.Syscall6(unix.SYS_QUOTACTL_FD, f.Fd(), getNextQuota<<8|projectQuota, uintptr(next), uintptr(unsafe.Pointer(&q)), 0, 0)
+		_, _, errno := unix.Syscall6(unix.SYS_QUOTACTL_FD, f.Fd(), getNextQuota<<8|projectQuota, uintptr(next),
+			uintptr(unsafe.Pointer(&q)), 0, 0)
 		if errno == unix.ENOENT || errno == unix.ESRCH {
 			return out
 		}
@@ -105,7 +108,8 @@ func TestWritableLayerQuotaOnXFS(t *testing.T) {
 // limitsWritableLayers is the story of containers whose writable layers have limits, on a
 // filesystem with project quotas.
 func limitsWritableLayers(t *testing.T, disk string) {
-	s := &shell{Daemon: harness.Start(t, harness.Options{Dir: disk, Config: "[pod]\nwritable_layer_bytes = 16777216\n"}), podConfig: harness.Pod("quota")}
+	s := &shell{Daemon: harness.Start(t, harness.Options{Dir: disk, Config: "[pod]\nwritable_layer_bytes = 16777216\n"}),
+		podConfig: harness.Pod("quota")}
 	s.image = s.PullBusybox(t)
 	s.podConfig.Annotations = map[string]string{
 		"kuri-cri.io/writable-layer":    "inodes=300",
@@ -120,7 +124,8 @@ func limitsWritableLayers(t *testing.T, disk string) {
 		_, stderr, code := s.Exec(t, id, "dd", "if=/dev/zero", "of="+path, "bs=1M", fmt.Sprint("count=", mib), "conv=fsync")
 		return code == 0, stderr
 	}
-	if ok, said := write(small, "/big", 8); ok || !strings.Contains(said, "quota exceeded") && !strings.Contains(said, "No space") {
+	if ok, said := write(small, "/big", 8); ok || !strings.Contains(said, "quota exceeded") && !strings.Contains(said,
+		"No space") {
 		t.Errorf("8 MiB within 4: %v %s", ok, said)
 	}
 	if ok, said := write(large, "/big", 8); !ok {
@@ -138,8 +143,10 @@ func limitsWritableLayers(t *testing.T, disk string) {
 		t.Errorf("8 MiB of /dev/shm: %s", said)
 	}
 	// Files copied up from the image count too, and can be moved between directories of both.
-	s.Output(t, large, "sh", "-c", "rm /big /more; mkdir /d && touch /etc/passwd && mv /etc/passwd /d/ && mv /d /var/www/ && cat /var/www/d/passwd >/dev/null")
-	if out := s.Output(t, small, "sh", "-c", "mkdir /many; i=0; while [ $i -lt 400 ] && true 2>/dev/null >/many/$i; do i=$((i+1)); done; echo $i"); strings.TrimSpace(out) == "400" {
+	s.Output(t, large, "sh", "-c",
+		"rm /big /more; mkdir /d && touch /etc/passwd && mv /etc/passwd /d/ && mv /d /var/www/ && cat /var/www/d/passwd >/dev/null")
+	if out := s.Output(t, small, "sh", "-c",
+		"mkdir /many; i=0; while [ $i -lt 400 ] && true 2>/dev/null >/many/$i; do i=$((i+1)); done; echo $i"); strings.TrimSpace(out) == "400" {
 		t.Error("400 files within 300 inodes")
 	}
 
@@ -148,7 +155,8 @@ func limitsWritableLayers(t *testing.T, disk string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if u := resp.Stats.WritableLayer; u.UsedBytes.Value < 3<<20 || u.UsedBytes.Value > 4<<20 || u.InodesUsed.Value < 250 || u.InodesUsed.Value > 300 {
+		if u := resp.Stats.WritableLayer; u.UsedBytes.Value < 3<<20 || u.UsedBytes.Value > 4<<20 ||
+			u.InodesUsed.Value < 250 || u.InodesUsed.Value > 300 {
 			t.Errorf("the writable layer has %d bytes and %d inodes", u.UsedBytes.Value, u.InodesUsed.Value)
 		}
 	})
@@ -162,7 +170,8 @@ func limitsWritableLayers(t *testing.T, disk string) {
 	})
 	t.Run("given back", func(t *testing.T) {
 		for _, id := range []string{small, large} {
-			if _, err := s.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
+			if _, err := s.Runtime.RemoveContainer(t.Context(),
+				&runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -170,7 +179,8 @@ func limitsWritableLayers(t *testing.T, disk string) {
 	})
 	t.Run("refused", func(t *testing.T) {
 		s.count = 8
-		harness.WantError(t, s.refuses(t, nil, "true"), codes.InvalidArgument, "writable-layer.kuri-cri.io/c9", "16777216 at most")
+		harness.WantError(t, s.refuses(t, nil, "true"), codes.InvalidArgument, "writable-layer.kuri-cri.io/c9",
+			"16777216 at most")
 		wantProjects(t, disk, "of a container that was refused", 0)
 	})
 	t.Run("given back after a crash", func(t *testing.T) {
@@ -178,7 +188,8 @@ func limitsWritableLayers(t *testing.T, disk string) {
 		for i := range 20 {
 			c := s.config(nil, "sleep", "1000")
 			go func() {
-				s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod, Config: c, SandboxConfig: s.podConfig})
+				s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod, Config: c,
+					SandboxConfig: s.podConfig})
 				created <- struct{}{}
 			}()
 			if i == 10 {
@@ -203,7 +214,8 @@ func limitsWritableLayers(t *testing.T, disk string) {
 // The quotas of the container_root's filesystem apply. That of the root needs none.
 func TestWritableLayerQuotaOfContainerRoot(t *testing.T) {
 	disk := quotaDisk(t)
-	s := newShell(t, harness.Options{Config: fmt.Sprintf("container_root = %q\n[pod]\nwritable_layer_bytes = 4194304\n", disk)})
+	s := newShell(t, harness.Options{Config: fmt.Sprintf("container_root = %q\n[pod]\nwritable_layer_bytes = 4194304\n",
+		disk)})
 	id := s.run(t, nil, "sleep", "1000")
 	write := func() bool {
 		_, _, code := s.Exec(t, id, "dd", "if=/dev/zero", "of=/big", "bs=1M", "count=8", "conv=fsync")
@@ -262,7 +274,9 @@ func TestWritableLayerQuotaIsMissing(t *testing.T) {
 		t.Errorf("containers after a refusal: %v, %v", list, err)
 	}
 
-	config := harness.Write(t, dir, "limited.toml", fmt.Sprintf("root = %q\nstate = %q\n[pod]\nwritable_layer_inodes = 1000\n", filepath.Join(dir, "r"), filepath.Join(dir, "s")))
+	config := harness.Write(t, dir, "limited.toml",
+		fmt.Sprintf("root = %q\nstate = %q\n[pod]\nwritable_layer_inodes = 1000\n", filepath.Join(dir, "r"),
+			filepath.Join(dir, "s")))
 	said, code := harness.RunKurid(t, "--config", config)
 	if code == 0 || !strings.Contains(said, "pod.writable_layer_inodes") || !strings.Contains(said, "prjquota") {
 		t.Errorf("kurid with a limit by configuration exits %d and says %s", code, said)

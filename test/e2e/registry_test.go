@@ -84,7 +84,8 @@ func plainly(w http.ResponseWriter, status int, body string) bool {
 // registry, the error names the mirror.
 func TestOddMirror(t *testing.T) {
 	certs := t.TempDir()
-	d := harness.Start(t, harness.Options{NoPods: true, Config: fmt.Sprintf("[image]\ncerts_dirs = [%q]\nstall_timeout = 3\n", certs)})
+	d := harness.Start(t, harness.Options{NoPods: true,
+		Config: fmt.Sprintf("[image]\ncerts_dirs = [%q]\nstall_timeout = 3\n", certs)})
 	img := harness.Busybox(t)
 	d.Registry.Push(t, "team/app:1", img)
 	configName, err := img.ConfigName()
@@ -105,7 +106,8 @@ func TestOddMirror(t *testing.T) {
 		says string // without the registry; "": the mirror's content is used
 	}{
 		{"a web page", always(manifests, 200, "<!DOCTYPE html><html>log in</html>"), "web page"},
-		{"an error document", always(manifests, 200, `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"never heard of it"}]}`), "never heard of it"},
+		{"an error document", always(manifests, 200,
+			`{"errors":[{"code":"MANIFEST_UNKNOWN","message":"never heard of it"}]}`), "never heard of it"},
 		{"nothing", always(manifests, 200, ""), "empty"},
 		{"schema 1", always(manifests, 200, `{"schemaVersion":1,"fsLayers":[]}`), "schema 1"},
 		{"another digest", func(w http.ResponseWriter, r *http.Request) bool {
@@ -134,7 +136,8 @@ func TestOddMirror(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			mirror.set(row.odd)
 			table := fmt.Sprintf("[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n", mirror.addr)
-			harness.Write(t, certs, "registry.example.test/hosts.toml", fmt.Sprintf("server = \"http://%s\"\n", d.Registry.Host)+table)
+			harness.Write(t, certs, "registry.example.test/hosts.toml",
+				fmt.Sprintf("server = \"http://%s\"\n", d.Registry.Host)+table)
 			for range 2 { // the second time the image is present: it is requested with HEAD
 				if out, errs, code := d.Kuri(t, "pull", ref); code != 0 {
 					t.Errorf("kuri pull exits %d: %s%s", code, out, errs)
@@ -156,8 +159,10 @@ func TestOddMirror(t *testing.T) {
 		})
 	}
 	mirror.set(nil)
-	harness.Write(t, certs, "registry.example.test/hosts.toml", fmt.Sprintf("server = \"http://%s\"\nskip_verfy = true\n", d.Registry.Host))
-	if _, errs, code := d.Kuri(t, "pull", ref); code == 0 || !strings.Contains(errs, `"skip_verfy"`) || !strings.Contains(errs, "hosts.toml") {
+	harness.Write(t, certs, "registry.example.test/hosts.toml", fmt.Sprintf("server = \"http://%s\"\nskip_verfy = true\n",
+		d.Registry.Host))
+	if _, errs, code := d.Kuri(t, "pull", ref); code == 0 || !strings.Contains(errs, `"skip_verfy"`) ||
+		!strings.Contains(errs, "hosts.toml") {
 		t.Errorf("a misspelt key: exit %d: %s", code, errs)
 	}
 }
@@ -189,7 +194,8 @@ func TestTokensEndAndRangesAreRefused(t *testing.T) {
 			answer, _ := json.Marshal(map[string]any{"token": fmt.Sprintf("secret-token-%d", issued)})
 			return plainly(w, 200, string(answer))
 		}
-		if uses++; uses > 2 || r.Header.Get("Authorization") != fmt.Sprintf("Bearer secret-token-%d", issued) { // valid for two requests
+		// valid for two requests
+		if uses++; uses > 2 || r.Header.Get("Authorization") != fmt.Sprintf("Bearer secret-token-%d", issued) {
 			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="s"`, registry.addr))
 			return plainly(w, http.StatusUnauthorized, "")
 		}
@@ -206,7 +212,8 @@ func TestTokensEndAndRangesAreRefused(t *testing.T) {
 		w.Write(make([]byte, 0))
 		return true
 	})
-	auth := &runtimeapi.AuthConfig{Auth: base64.StdEncoding.EncodeToString([]byte("user:pass:word")), ServerAddress: "HTTP://" + registry.addr + "/v2/"}
+	auth := &runtimeapi.AuthConfig{Auth: base64.StdEncoding.EncodeToString([]byte("user:pass:word")),
+		ServerAddress: "HTTP://" + registry.addr + "/v2/"}
 	if _, err := pull(t, d, registry.addr+"/data:1", auth); err != nil {
 		t.Errorf("pull: %v", err)
 	}
@@ -253,9 +260,12 @@ func TestSecretsStayWithTheRegistry(t *testing.T) {
 		http.Redirect(w, r, "http://"+store.addr+r.URL.Path+"?X-Signature=s1gnature", http.StatusTemporaryRedirect)
 		return true
 	})
-	harness.Write(t, certs, "registry.example.test/hosts.toml", fmt.Sprintf("server = \"http://%s\"\n[header]\nX-Team = \"s3cret-team\"\n[host.\"http://%s\"]\n", registry.addr, mirror.addr))
+	harness.Write(t, certs, "registry.example.test/hosts.toml",
+		fmt.Sprintf("server = \"http://%s\"\n[header]\nX-Team = \"s3cret-team\"\n[host.\"http://%s\"]\n", registry.addr,
+			mirror.addr))
 	config := filepath.Join(t.TempDir(), "config.json")
-	if err := os.WriteFile(config, []byte(`{"auths": {"HTTPS://Registry.Example.test/v2/": {"auth": "`+base64.StdEncoding.EncodeToString([]byte("user:s3cret-word"))+`"}}}`), 0o600); err != nil {
+	if err := os.WriteFile(config, []byte(`{"auths": {"HTTPS://Registry.Example.test/v2/": {"auth": "`+
+		base64.StdEncoding.EncodeToString([]byte("user:s3cret-word"))+`"}}}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	const ref = "registry.example.test/team/app:1"
@@ -267,7 +277,8 @@ func TestSecretsStayWithTheRegistry(t *testing.T) {
 	}
 
 	store.set(func(w http.ResponseWriter, r *http.Request) bool {
-		return plainly(w, http.StatusForbidden, `{"errors":[{"code":"DENIED","message":"http://x/y?X-Signature=s1gnature has ended"}]}`)
+		return plainly(w, http.StatusForbidden,
+			`{"errors":[{"code":"DENIED","message":"http://x/y?X-Signature=s1gnature has ended"}]}`)
 	})
 	d.Kuri(t, "rmi", "--force", ref)
 	_, err := pull(t, d, ref, &runtimeapi.AuthConfig{Username: "user", Password: "s3cret-word"})

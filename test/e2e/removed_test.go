@@ -26,7 +26,8 @@ func TestStateRemoved(t *testing.T) {
 	pod, sharedPod := d.RunPod(t, config), d.RunPod(t, shared)
 	inShared := harness.Container("shared", image, "sleep", "100000")
 	inShared.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
-	count := d.Run(t, pod, harness.Container("count", image, "sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done"), config)
+	count := d.Run(t, pod, harness.Container("count", image, "sh", "-c",
+		"i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done"), config)
 	all := []string{count, d.Run(t, sharedPod, inShared, shared)}
 	exited := d.Run(t, pod, harness.Container("exited", image, "sh", "-c", "exit 7"), config)
 	if st := d.WaitExit(t, exited); st.ExitCode != 7 {
@@ -50,7 +51,8 @@ func TestStateRemoved(t *testing.T) {
 		remove func() error
 	}{
 		{"the keeper's sockets", func() error {
-			return firstError(os.Remove(filepath.Join(d.State, "keeper.sock")), os.Remove(filepath.Join(d.State, "keeper-session.sock")))
+			return firstError(os.Remove(filepath.Join(d.State, "keeper.sock")),
+				os.Remove(filepath.Join(d.State, "keeper-session.sock")))
 		}},
 		{"the holder's socket and lock", func() error {
 			return firstError(os.Remove(filepath.Join(d.State, "holder.sock")), os.Remove(filepath.Join(d.State, "holder.lock")))
@@ -68,10 +70,13 @@ func TestStateRemoved(t *testing.T) {
 			t.Fatal(err)
 		}
 		d.Continue(t)
-		becomes(t, "the same keeper and holder serve", func() bool { return d.KeeperPid() == keeper && d.HolderPid() == holder })
+		becomes(t, "the same keeper and holder serve",
+			func() bool { return d.KeeperPid() == keeper && d.HolderPid() == holder })
 		for _, id := range all { // all at once, too
-			if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, id) != before[id] {
-				t.Fatalf("container %s is %s with pid %d, was running with %d", st.Metadata.Name, st.State, firstPid(t, d, id), before[id])
+			if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+				firstPid(t, d, id) != before[id] {
+				t.Fatalf("container %s is %s with pid %d, was running with %d", st.Metadata.Name, st.State, firstPid(t, d, id),
+					before[id])
 			}
 			if out := d.Output(t, id, "echo", "hi"); strings.TrimSpace(out) != "hi" {
 				t.Fatalf("an exec says %q", out)
@@ -87,14 +92,16 @@ func TestStateRemoved(t *testing.T) {
 		}
 		lines := counted(t, log)
 		becomes(t, "the log goes on", func() bool { return counted(t, log) > lines })
-		after := d.Run(t, pod, harness.Container(fmt.Sprintf("after-%d", i), image, "sh", "-c", "cat /etc/hosts /etc/resolv.conf >/dev/null && exit 3"), config)
+		after := d.Run(t, pod, harness.Container(fmt.Sprintf("after-%d", i), image, "sh", "-c",
+			"cat /etc/hosts /etc/resolv.conf >/dev/null && exit 3"), config)
 		if st := d.WaitExit(t, after); st.ExitCode != 3 {
 			t.Fatalf("a container that was made afterwards ended with %d: %s", st.ExitCode, st.Message)
 		}
 	}
 
 	// The container that has been waiting for its start can be started.
-	if _, err := d.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: waiting}); err != nil {
+	if _, err := d.Runtime.StartContainer(t.Context(),
+		&runtimeapi.StartContainerRequest{ContainerId: waiting}); err != nil {
 		t.Fatal(err)
 	}
 	if st := d.WaitExit(t, waiting); st.ExitCode != 5 {
@@ -104,7 +111,8 @@ func TestStateRemoved(t *testing.T) {
 	// The keeper has written its records again, and another keeper continues from them.
 	killKeeper(t, d, false)
 	for _, id := range all {
-		if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, id) != before[id] {
+		if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+			firstPid(t, d, id) != before[id] {
 			t.Fatalf("after the keeper was killed container %s is %s", st.Metadata.Name, st.State)
 		}
 	}
@@ -180,11 +188,13 @@ func TestSocketsRemoved(t *testing.T) {
 			t.Errorf("a client that was connected: %v", err)
 		}
 		// kurid's operations below the state directory take place in the new directory.
-		becomes(t, "the keeper and the holder have made their files anew", func() bool { return d.KeeperPid() != 0 && d.HolderPid() != 0 })
+		becomes(t, "the keeper and the holder have made their files anew",
+			func() bool { return d.KeeperPid() != 0 && d.HolderPid() != 0 })
 		if out := d.Output(t, kept, "echo", "hi"); strings.TrimSpace(out) != "hi" {
 			t.Errorf("an exec says %q", out)
 		}
-		after := d.Run(t, pod, harness.Container(fmt.Sprintf("after-%d", i), image, "sh", "-c", "cat /etc/hosts /etc/resolv.conf >/dev/null && exit 3"), config)
+		after := d.Run(t, pod, harness.Container(fmt.Sprintf("after-%d", i), image, "sh", "-c",
+			"cat /etc/hosts /etc/resolv.conf >/dev/null && exit 3"), config)
 		if st := d.WaitExit(t, after); st.ExitCode != 3 {
 			t.Errorf("a container that was made afterwards ended with %d: %s", st.ExitCode, st.Message)
 		}
@@ -224,14 +234,17 @@ func TestSocketsRemoved(t *testing.T) {
 // A second kurid is refused while one runs, even if the lock files of the first were removed.
 func TestLockRemoved(t *testing.T) {
 	d := harness.Start(t, harness.Options{NoPods: true})
-	for _, remove := range []string{filepath.Join(d.State, "kurid.lock"), filepath.Join(d.Root, "kurid.lock"), d.State, d.Root} {
+	for _, remove := range []string{filepath.Join(d.State, "kurid.lock"), filepath.Join(d.Root, "kurid.lock"), d.State,
+		d.Root} {
 		os.RemoveAll(remove)
 		said, code := harness.RunKurid(t, "--root", d.Root, "--state", d.State)
 		if code == 0 || !strings.Contains(said, fmt.Sprintf("process %d", d.Pid())) {
-			t.Fatalf("without %s a second kurid ends with %d and says %q, which does not name process %d", remove, code, said, d.Pid())
+			t.Fatalf("without %s a second kurid ends with %d and says %q, which does not name process %d", remove, code, said,
+				d.Pid())
 		}
 	}
-	becomes(t, "the keeper and the holder have made their files anew", func() bool { return d.KeeperPid() != 0 && d.HolderPid() != 0 })
+	becomes(t, "the keeper and the holder have made their files anew",
+		func() bool { return d.KeeperPid() != 0 && d.HolderPid() != 0 })
 }
 
 // The state directory is removed, and no process is left that has its content in memory. The
@@ -244,7 +257,8 @@ func TestStateRemovedWithAll(t *testing.T) {
 			image := d.PullBusybox(t)
 			config := harness.Pod("lost")
 			pod := d.RunPod(t, config)
-			id := d.Run(t, pod, harness.Container("sleeper", image, "sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.1; done"), config)
+			id := d.Run(t, pod, harness.Container("sleeper", image, "sh", "-c",
+				"trap 'exit 0' TERM; while :; do sleep 0.1; done"), config)
 			pid := firstPid(t, d, id)
 			d.Kill9(t)
 			keeper := d.KeeperPid()
@@ -256,7 +270,8 @@ func TestStateRemovedWithAll(t *testing.T) {
 			os.RemoveAll(d.State)
 			d.Continue(t)
 			st := d.ContainerStatus(t, id)
-			if err := syscall.Kill(pid, 0); err != nil || st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || !strings.Contains(st.Message, "the keeper lost") {
+			if err := syscall.Kill(pid, 0); err != nil || st.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+				!strings.Contains(st.Message, "the keeper lost") {
 				t.Errorf("the container's process %d: %v; it is told as %s: %q", pid, err, st.State, st.Message)
 			}
 			// No container can be created in a pod whose namespaces nobody holds. The pod is not
@@ -271,10 +286,12 @@ func TestStateRemovedWithAll(t *testing.T) {
 				t.Errorf("a container in the lost pod: %v", err)
 			}
 			// The stop signal reaches the container: it exits long before the grace period ends.
-			if _, err := d.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 60}); err != nil {
+			if _, err := d.Runtime.StopContainer(t.Context(),
+				&runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 60}); err != nil {
 				t.Error(err)
 			}
-			if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.Reason != "ContainerStatusUnknown" {
+			if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_EXITED ||
+				st.Reason != "ContainerStatusUnknown" {
 				t.Errorf("stopped, it is told as %s, %s", st.State, st.Reason)
 			}
 		})

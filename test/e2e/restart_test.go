@@ -43,7 +43,8 @@ func poll(t *testing.T, d *harness.Daemon, pod, container string) *poller {
 	if err != nil {
 		t.Fatal(err)
 	}
-	images, err := client.DialImages(ctx, "unix://"+d.ImageSocket, client.Options{Timeout: harness.Patient(20 * time.Second)})
+	images, err := client.DialImages(ctx, "unix://"+d.ImageSocket,
+		client.Options{Timeout: harness.Patient(20 * time.Second)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +217,8 @@ func TestKillRefusesNoConnection(t *testing.T) {
 		t.Errorf("%d calls in all", calls)
 	}
 	for _, err := range failed {
-		if status.Code(err) != codes.Unavailable || strings.Contains(err.Error(), "refused") || strings.Contains(err.Error(), "no such file") {
+		if status.Code(err) != codes.Unavailable || strings.Contains(err.Error(), "refused") ||
+			strings.Contains(err.Error(), "no such file") {
 			t.Error(err)
 		}
 	}
@@ -229,7 +231,8 @@ func TestRestartAnswersWhatIsInFlight(t *testing.T) {
 	pod, container := runningContainer(t, d)
 	image := d.PullBusybox(t)
 	config := harness.Pod("restarts")
-	stubborn := d.Run(t, pod, harness.Container("stubborn", image, "sh", "-c", "trap '' TERM; touch /tmp/began; while [ ! -e /tmp/go ]; do sleep 0.05; done"), config)
+	stubborn := d.Run(t, pod, harness.Container("stubborn", image, "sh", "-c",
+		"trap '' TERM; touch /tmp/began; while [ ! -e /tmp/go ]; do sleep 0.05; done"), config)
 	begun(t, d, stubborn)
 
 	// 1. A command, a pull of a layer that does not arrive, and a stop with a grace period of a minute.
@@ -324,7 +327,8 @@ func TestRestartAnswersWhatIsInFlight(t *testing.T) {
 
 	// 4. The other callers get their responses, too.
 	for _, c := range []string{container, stubborn} {
-		if _, err := d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c, Cmd: []string{"touch", "/tmp/go"}, Timeout: 30}); err != nil {
+		if _, err := d.Runtime.ExecSync(t.Context(),
+			&runtimeapi.ExecSyncRequest{ContainerId: c, Cmd: []string{"touch", "/tmp/go"}, Timeout: 30}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -403,7 +407,8 @@ func TestMainProcessEndsBeforeWhatIsInFlight(t *testing.T) {
 	if _, err := syscall.Wait4(pid, &status, 0, nil); err != nil || status.ExitStatus() != 0 {
 		t.Errorf("the main process that was told, %d: %v, %v", pid, status, err)
 	}
-	if _, err := d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: []string{"touch", "/tmp/go"}, Timeout: 30}); err != nil {
+	if _, err := d.Runtime.ExecSync(t.Context(),
+		&runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: []string{"touch", "/tmp/go"}, Timeout: 30}); err != nil {
 		t.Error(err)
 	}
 	if err := <-executed; err != nil {
@@ -445,7 +450,8 @@ func TestHandOver(t *testing.T) {
 	if said, code := harness.RunKurid(t, "hand-over", strconv.Itoa(first)); code != 0 {
 		t.Errorf("asked once more: exit code %d: %s", code, said)
 	}
-	if _, err := d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: []string{"touch", "/tmp/go"}, Timeout: 30}); err != nil {
+	if _, err := d.Runtime.ExecSync(t.Context(),
+		&runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: []string{"touch", "/tmp/go"}, Timeout: 30}); err != nil {
 		t.Error(err)
 	}
 	if err := errors.Join(<-executed, ended()); err != nil {
@@ -455,7 +461,8 @@ func TestHandOver(t *testing.T) {
 		t.Errorf("the second daemon: %v", err)
 	}
 	for id, want := range map[string]int{"0": 0, strconv.Itoa(os.Getpid()): 0, "kurid": 1, "-1": 1} {
-		if said, code := harness.RunKurid(t, "hand-over", id); code != want || (code != 0) != strings.Contains(said, "is not a process id") {
+		if said, code := harness.RunKurid(t, "hand-over", id); code != want ||
+			(code != 0) != strings.Contains(said, "is not a process id") {
 			t.Errorf("kurid hand-over %s: exit code %d, want %d: %s", id, code, want, said)
 		}
 	}
@@ -465,7 +472,8 @@ func TestHandOver(t *testing.T) {
 func begun(t *testing.T, d *harness.Daemon, container string) {
 	t.Helper()
 	harness.Eventually(t, 10*time.Second, "the command runs", func() error {
-		r, err := d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: []string{"ls", "/tmp/began"}})
+		r, err := d.Runtime.ExecSync(t.Context(),
+			&runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: []string{"ls", "/tmp/began"}})
 		if err == nil && r.ExitCode != 0 {
 			err = errors.New("not yet")
 		}

@@ -70,7 +70,8 @@ func TestHostnameDNSAndSysctls(t *testing.T) {
 	image := d.PullBusybox(t)
 	p := harness.Pod("names")
 	p.Hostname = "a-name"
-	p.DnsConfig = &runtimeapi.DNSConfig{Servers: []string{"192.0.2.53"}, Searches: []string{"one.test", "two.test"}, Options: []string{"ndots:3"}}
+	p.DnsConfig = &runtimeapi.DNSConfig{Servers: []string{"192.0.2.53"}, Searches: []string{"one.test", "two.test"},
+		Options: []string{"ndots:3"}}
 	p.Linux.Sysctls = map[string]string{"kernel.shm_rmid_forced": "1", "net.ipv4.ip_unprivileged_port_start": "80"}
 	pod := d.RunPod(t, p)
 	c := d.Run(t, pod, harness.Container("main", image, "sleep", "1000"), p)
@@ -84,11 +85,13 @@ func TestHostnameDNSAndSysctls(t *testing.T) {
 			t.Errorf("%s says %q, want %q", command, got, want)
 		}
 	}
-	if hosts := d.Output(t, c, "cat", "/etc/hosts"); !strings.Contains(hosts, "localhost") || !strings.Contains(hosts, "a-name") {
+	if hosts := d.Output(t, c, "cat", "/etc/hosts"); !strings.Contains(hosts, "localhost") ||
+		!strings.Contains(hosts, "a-name") {
 		t.Errorf("/etc/hosts is:\n%s", hosts)
 	}
 
-	for name, sysctl := range map[string]string{"unknown": "kernel.no_such_thing", "of the node": "vm.swappiness", "a path": "kernel/../../etc/passwd"} {
+	for name, sysctl := range map[string]string{"unknown": "kernel.no_such_thing", "of the node": "vm.swappiness",
+		"a path": "kernel/../../etc/passwd"} {
 		t.Run(name, func(t *testing.T) {
 			p := harness.Pod("refused")
 			p.Linux.Sysctls = map[string]string{sysctl: "1"}
@@ -160,7 +163,8 @@ func TestNamespaceModes(t *testing.T) {
 				}
 				return nil
 			})
-			if got := d.PodStatus(t, pod).Linux.Namespaces.Options; got.Network != modes.Network || got.Pid != modes.Pid || got.Ipc != modes.Ipc {
+			if got := d.PodStatus(t, pod).Linux.Namespaces.Options; got.Network != modes.Network || got.Pid != modes.Pid ||
+				got.Ipc != modes.Ipc {
 				t.Errorf("the status has the modes %v, want %v", got, modes)
 			}
 			d.RemovePod(t, pod)
@@ -203,11 +207,13 @@ func TestMetadataVerbatimAndFilters(t *testing.T) {
 	other := d.RunPod(t, harness.Pod("other"))
 
 	status := d.PodStatus(t, pod)
-	if !proto.Equal(status.Metadata, p.Metadata) || fmt.Sprint(status.Labels) != fmt.Sprint(p.Labels) || fmt.Sprint(status.Annotations) != fmt.Sprint(p.Annotations) {
+	if !proto.Equal(status.Metadata, p.Metadata) || fmt.Sprint(status.Labels) != fmt.Sprint(p.Labels) ||
+		fmt.Sprint(status.Annotations) != fmt.Sprint(p.Annotations) {
 		t.Errorf("the status has %v %q %q", status.Metadata, status.Labels, status.Annotations)
 	}
 	ready, notReady := runtimeapi.PodSandboxState_SANDBOX_READY, runtimeapi.PodSandboxState_SANDBOX_NOTREADY
-	if _, err := d.Runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: other}); err != nil {
+	if _, err := d.Runtime.StopPodSandbox(t.Context(),
+		&runtimeapi.StopPodSandboxRequest{PodSandboxId: other}); err != nil {
 		t.Fatal(err)
 	}
 	for _, test := range []struct {
@@ -220,10 +226,13 @@ func TestMetadataVerbatimAndFilters(t *testing.T) {
 		{"start of id", &runtimeapi.PodSandboxFilter{Id: pod[:10]}, []string{pod}},
 		{"unknown id", &runtimeapi.PodSandboxFilter{Id: "nobody"}, nil},
 		{"ready", &runtimeapi.PodSandboxFilter{State: &runtimeapi.PodSandboxStateValue{State: ready}}, []string{pod}},
-		{"not ready", &runtimeapi.PodSandboxFilter{State: &runtimeapi.PodSandboxStateValue{State: notReady}}, []string{other}},
+		{"not ready", &runtimeapi.PodSandboxFilter{State: &runtimeapi.PodSandboxStateValue{State: notReady}},
+			[]string{other}},
 		{"label", &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"app": "says"}}, []string{pod}},
-		{"two labels, one wrong", &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"app": "says", "empty": "x"}}, nil},
-		{"id and state", &runtimeapi.PodSandboxFilter{Id: pod, State: &runtimeapi.PodSandboxStateValue{State: notReady}}, nil},
+		{"two labels, one wrong", &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"app": "says", "empty": "x"}},
+			nil},
+		{"id and state", &runtimeapi.PodSandboxFilter{Id: pod, State: &runtimeapi.PodSandboxStateValue{State: notReady}},
+			nil},
 	} {
 		resp, err := d.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{Filter: test.filter})
 		if err != nil {
@@ -266,12 +275,14 @@ func TestRunPodIsOne(t *testing.T) {
 		}
 	}
 	for range 2 {
-		if _, err := d.Runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: first}); err != nil {
+		if _, err := d.Runtime.StopPodSandbox(t.Context(),
+			&runtimeapi.StopPodSandboxRequest{PodSandboxId: first}); err != nil {
 			t.Errorf("stop: %v", err)
 		}
 	}
 	for range 2 {
-		if _, err := d.Runtime.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: first}); err != nil {
+		if _, err := d.Runtime.RemovePodSandbox(t.Context(),
+			&runtimeapi.RemovePodSandboxRequest{PodSandboxId: first}); err != nil {
 			t.Errorf("remove: %v", err)
 		}
 	}
@@ -289,11 +300,13 @@ func TestPodsThatAreRefused(t *testing.T) {
 		{"handler", "kata", func(p *runtimeapi.PodSandboxConfig) {}, codes.NotFound, "kata"},
 		{"no metadata", "", func(p *runtimeapi.PodSandboxConfig) { p.Metadata = nil }, codes.InvalidArgument, "metadata"},
 		{"no name", "", func(p *runtimeapi.PodSandboxConfig) { p.Metadata.Name = "" }, codes.InvalidArgument, "name"},
-		{"hostname", "", func(p *runtimeapi.PodSandboxConfig) { p.Hostname = strings.Repeat("x", 65) }, codes.InvalidArgument, "hostname"},
+		{"hostname", "", func(p *runtimeapi.PodSandboxConfig) { p.Hostname = strings.Repeat("x", 65) }, codes.InvalidArgument,
+			"hostname"},
 		{"DNS", "", func(p *runtimeapi.PodSandboxConfig) {
 			p.DnsConfig = &runtimeapi.DNSConfig{Servers: []string{"192.0.2.1\nnameserver 6.6.6.6"}}
 		}, codes.InvalidArgument, "dns"},
-		{"log directory", "", func(p *runtimeapi.PodSandboxConfig) { p.LogDirectory = "logs/here" }, codes.InvalidArgument, "log_directory"},
+		{"log directory", "", func(p *runtimeapi.PodSandboxConfig) { p.LogDirectory = "logs/here" }, codes.InvalidArgument,
+			"log_directory"},
 		{"target process namespace", "", func(p *runtimeapi.PodSandboxConfig) {
 			p.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_TARGET
 		}, codes.InvalidArgument, "pid"},
@@ -304,7 +317,8 @@ func TestPodsThatAreRefused(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			p := harness.Pod("refused")
 			test.change(p)
-			_, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: p, RuntimeHandler: test.handler})
+			_, err := d.Runtime.RunPodSandbox(t.Context(),
+				&runtimeapi.RunPodSandboxRequest{Config: p, RuntimeHandler: test.handler})
 			if err == nil || !strings.Contains(strings.ToLower(err.Error()), test.says) {
 				t.Errorf("it does not say %q: %v", test.says, err)
 			}
@@ -329,7 +343,8 @@ func firstOf(t *testing.T, pid int) int {
 		status, _ := os.ReadFile(dir + "/status")
 		_, rest, _ := strings.Cut(string(status), "NSpid:")
 		pids := strings.Fields(strings.SplitN(rest, "\n", 2)[0])
-		if its, err := os.Readlink(dir + "/ns/pid"); err == nil && its == namespace && len(pids) > 1 && pids[len(pids)-1] == "1" {
+		if its, err := os.Readlink(dir + "/ns/pid"); err == nil && its == namespace && len(pids) > 1 &&
+			pids[len(pids)-1] == "1" {
 			first, err := strconv.Atoi(filepath.Base(dir))
 			if err != nil {
 				t.Fatal(err)

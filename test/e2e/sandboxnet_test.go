@@ -81,7 +81,8 @@ func TestConfiguredSubnet(t *testing.T) {
 // A plugin that takes longer than its caller's timeout runs once: the retry joins and returns the pod.
 func TestSlowCNIPlugin(t *testing.T) {
 	conf, bin := t.TempDir(), t.TempDir()
-	d := harness.Start(t, harness.Options{Config: fmt.Sprintf("[network]\ncni_conf_dir = %q\ncni_bin_dirs = [%q]\n", conf, bin)})
+	d := harness.Start(t, harness.Options{Config: fmt.Sprintf("[network]\ncni_conf_dir = %q\ncni_bin_dirs = [%q]\n",
+		conf, bin)})
 	plugin := harness.Write(t, bin, "slow", `#!/bin/sh
 echo "$CNI_COMMAND" >>`+filepath.Join(bin, "asked")+`
 [ $CNI_COMMAND = VERSION ] || sleep 2
@@ -117,7 +118,8 @@ echo '{"cniVersion": "1.0.0", "supportedVersions": ["1.0.0"], "interfaces": [{"n
 // A CNI configuration is used as soon as it appears. A pod keeps the network that it was attached to.
 func TestCNIConfigurationIsUsed(t *testing.T) {
 	conf, bin := t.TempDir(), t.TempDir()
-	d := harness.Start(t, harness.Options{Config: fmt.Sprintf("[network]\ncni_conf_dir = %q\ncni_bin_dirs = [%q]\n", conf, bin)})
+	d := harness.Start(t, harness.Options{Config: fmt.Sprintf("[network]\ncni_conf_dir = %q\ncni_bin_dirs = [%q]\n",
+		conf, bin)})
 	builtIn := d.RunPod(t, harness.Pod("built-in"))
 
 	// A plugin that gives every pod the same address and records its input.
@@ -143,7 +145,8 @@ esac
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"ADD " + pod, "DEL " + pod, "K8S_POD_NAME=cni", "K8S_POD_NAMESPACE=default", "K8S_POD_INFRA_CONTAINER_ID=" + pod} {
+	for _, want := range []string{"ADD " + pod, "DEL " + pod, "K8S_POD_NAME=cni", "K8S_POD_NAMESPACE=default",
+		"K8S_POD_INFRA_CONTAINER_ID=" + pod} {
 		if !strings.Contains(string(asked), want) {
 			t.Errorf("the plugin was not asked %q but:\n%s", want, asked)
 		}
@@ -153,7 +156,8 @@ esac
 	}
 
 	// The error for a failing plugin and for a missing one names it, and nothing is left behind.
-	harness.Write(t, bin, "note", "#!/bin/sh\necho '{\"cniVersion\": \"1.0.0\", \"code\": 100, \"msg\": \"no luck today\"}'\n[ $CNI_COMMAND = ADD ] && exit 1\nexit 0\n")
+	harness.Write(t, bin, "note",
+		"#!/bin/sh\necho '{\"cniVersion\": \"1.0.0\", \"code\": 100, \"msg\": \"no luck today\"}'\n[ $CNI_COMMAND = ADD ] && exit 1\nexit 0\n")
 	_, err = d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: harness.Pod("fails")})
 	if err == nil || !strings.Contains(err.Error(), "no luck today") {
 		t.Errorf("with a plugin that fails: %v", err)

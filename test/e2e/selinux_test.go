@@ -61,7 +61,8 @@ func TestSELinux(t *testing.T) {
 	_, level, _ := strings.Cut(plain, "container_t:")
 	other := harness.Pod("other")
 	otherPod := s.RunPod(t, other)
-	if id := s.Run(t, otherPod, s.config(nil, "sh", "-c", ownLabel), other); s.WaitExit(t, id).ExitCode != 0 || strings.TrimSpace(s.LogText(t, id, "stdout")) == plain {
+	if id := s.Run(t, otherPod, s.config(nil, "sh", "-c", ownLabel), other); s.WaitExit(t, id).ExitCode != 0 ||
+		strings.TrimSpace(s.LogText(t, id, "stdout")) == plain {
 		t.Errorf("another pod has %q, too", plain)
 	}
 
@@ -70,11 +71,14 @@ func TestSELinux(t *testing.T) {
 		change func(*container, *security)
 		want   string
 	}{
-		"the pod's":  {nil, plain},
-		"level":      {asking(&runtimeapi.SELinuxOption{Level: "s0:c5,c6"}), "system_u:system_r:container_t:s0:c5,c6"},
-		"type":       {asking(&runtimeapi.SELinuxOption{Type: "container_init_t"}), "system_u:system_r:container_init_t:" + level},
-		"all of it":  {asking(&runtimeapi.SELinuxOption{User: "kuri_u", Role: "system_r", Type: "spc_t", Level: "s0"}), "kuri_u:system_r:spc_t:s0"},
-		"user, type": {asking(&runtimeapi.SELinuxOption{User: "kuri_u", Type: "container_t"}), "kuri_u:system_r:container_t:" + level},
+		"the pod's": {nil, plain},
+		"level":     {asking(&runtimeapi.SELinuxOption{Level: "s0:c5,c6"}), "system_u:system_r:container_t:s0:c5,c6"},
+		"type": {asking(&runtimeapi.SELinuxOption{Type: "container_init_t"}), "system_u:system_r:container_init_t:" +
+			level},
+		"all of it": {asking(&runtimeapi.SELinuxOption{User: "kuri_u", Role: "system_r", Type: "spc_t", Level: "s0"}),
+			"kuri_u:system_r:spc_t:s0"},
+		"user, type": {asking(&runtimeapi.SELinuxOption{User: "kuri_u", Type: "container_t"}),
+			"kuri_u:system_r:container_t:" + level},
 	} {
 		if out := s.says(t, c.change, "sh", "-c", ownLabel); out != c.want+"\n" {
 			t.Errorf("%s: %q, want %q", name, out, c.want)
@@ -121,7 +125,8 @@ func TestSELinuxInside(t *testing.T) {
 			t.Errorf("%s, shared with a container of another level: %q", path, got)
 		}
 	}
-	own := s.run(t, asking(&runtimeapi.SELinuxOption{User: "kuri_u", Role: "system_r", Type: "spc_t", Level: "s0"}), "sleep", "1001")
+	own := s.run(t, asking(&runtimeapi.SELinuxOption{User: "kuri_u", Role: "system_r", Type: "spc_t", Level: "s0"}),
+		"sleep", "1001")
 	if out := s.Output(t, own, "sh", "-c", ownLabel); out != "kuri_u:system_r:spc_t:s0\n" {
 		t.Errorf("exec in a container with a context of its own: %q", out)
 	}

@@ -62,7 +62,8 @@ func (s *shell) says(t *testing.T, change func(*container, *security), command .
 // refuses creates and starts a container that must not run, and returns the error.
 func (s *shell) refuses(t *testing.T, change func(*container, *security), command ...string) error {
 	t.Helper()
-	resp, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod, Config: s.config(change, command...), SandboxConfig: s.podConfig})
+	resp, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod,
+		Config: s.config(change, command...), SandboxConfig: s.podConfig})
 	if err != nil {
 		return err
 	}

@@ -52,7 +52,8 @@ func TestStopSignals(t *testing.T) {
 func TestEverySignal(t *testing.T) {
 	s := newShell(t)
 	program := filepath.Join(t.TempDir(), "signal")
-	if out, err := exec.Command("cc", "-static", "-Os", "-s", "-o", program, "testdata/signal.c").CombinedOutput(); err != nil {
+	if out, err := exec.Command("cc", "-static", "-Os", "-s", "-o", program,
+		"testdata/signal.c").CombinedOutput(); err != nil {
 		t.Fatalf("build the container's program: %v: %s", err, out)
 	}
 	if n := len(runtimeapi.Signal_name); n != 66 {
@@ -102,14 +103,17 @@ func TestEverySignal(t *testing.T) {
 
 // endsBy runs a container, waits until it reports that it is ready, and stops it.
 func (s *shell) endsBy(t *testing.T, config *container) (id string, err error) {
-	created, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod, Config: config, SandboxConfig: s.podConfig})
+	created, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: s.pod,
+		Config: config, SandboxConfig: s.podConfig})
 	if err != nil {
 		return "", err
 	}
-	if _, err := s.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
+	if _, err := s.Runtime.StartContainer(t.Context(),
+		&runtimeapi.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
 		return "", err
 	}
-	status, err := s.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: created.ContainerId})
+	status, err := s.Runtime.ContainerStatus(t.Context(),
+		&runtimeapi.ContainerStatusRequest{ContainerId: created.ContainerId})
 	if err != nil {
 		return "", err
 	}
@@ -125,7 +129,8 @@ func (s *shell) endsBy(t *testing.T, config *container) (id string, err error) {
 	if config.StopSignal == runtimeapi.Signal_SIGNAL_SIGSTOP {
 		grace = 1
 	}
-	_, err = s.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: created.ContainerId, Timeout: grace})
+	_, err = s.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: created.ContainerId,
+		Timeout: grace})
 	return created.ContainerId, err
 }
 

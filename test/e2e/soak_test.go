@@ -30,7 +30,8 @@ func TestSoak(t *testing.T) {
 		p := harness.Pod(fmt.Sprint("soak-", n))
 		p.LogDirectory = filepath.Join(logs, p.Metadata.Name)
 		if n%10 == 0 {
-			p.PortMappings = []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol(n / 10 % 3), ContainerPort: 80, HostPort: int32(20000 + n)}}
+			p.PortMappings = []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol(n / 10 % 3), ContainerPort: 80,
+				HostPort: int32(20000 + n)}}
 		}
 		made, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: p})
 		if err != nil {
@@ -38,7 +39,8 @@ func TestSoak(t *testing.T) {
 			return
 		}
 		pods[n] = made.PodSandboxId
-		c, err := d.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pods[n], Config: harness.Container("main", image, "sleep", "1000"), SandboxConfig: p})
+		c, err := d.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pods[n],
+			Config: harness.Container("main", image, "sleep", "1000"), SandboxConfig: p})
 		if err == nil {
 			_, err = d.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId})
 		}

@@ -97,7 +97,8 @@ func TestStartWithFullRoot(t *testing.T) {
 				t.Fatal(err)
 			}
 			d.Continue(t)
-			if s := d.ContainerStatus(t, id); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING || harness.FindProcess(t, "sleep 4711") != pid {
+			if s := d.ContainerStatus(t, id); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+				harness.FindProcess(t, "sleep 4711") != pid {
 				t.Errorf("what ran is %v", s.State)
 			}
 			if out := d.Output(t, id, "echo", "works"); out != "works\n" {
@@ -173,8 +174,10 @@ func TestDamagedRecordsKillNothing(t *testing.T) {
 		},
 		"pod and container, with their copies": func(pod, id string) []string {
 			return []string{
-				filepath.Join(d.Root, "pods", pod, "pod.json"), filepath.Join(d.Root, "pods", pod, "containers", id, "container.json"),
-				filepath.Join(d.State, "pods", pod, "pod.json"), filepath.Join(d.State, "pods", pod, "containers", id, "container.json"),
+				filepath.Join(d.Root, "pods", pod, "pod.json"), filepath.Join(d.Root, "pods", pod, "containers", id,
+					"container.json"),
+				filepath.Join(d.State, "pods", pod, "pod.json"), filepath.Join(d.State, "pods", pod, "containers", id,
+					"container.json"),
 			}
 		},
 		"pod alone, with its copy": func(pod, _ string) []string {
@@ -182,7 +185,8 @@ func TestDamagedRecordsKillNothing(t *testing.T) {
 		},
 		"container, with its copy": func(pod, id string) []string {
 			return []string{
-				filepath.Join(d.Root, "pods", pod, "containers", id, "container.json"), filepath.Join(d.State, "pods", pod, "containers", id, "container.json"),
+				filepath.Join(d.Root, "pods", pod, "containers", id, "container.json"), filepath.Join(d.State, "pods", pod,
+					"containers", id, "container.json"),
 			}
 		},
 		"lease": func(pod, _ string) []string {
@@ -212,7 +216,8 @@ func TestDamagedRecordsKillNothing(t *testing.T) {
 				if now := harness.FindProcess(t, "sleep 6000"); now != pid {
 					t.Errorf("process %d is %d now", pid, now)
 				}
-				if harness.FindProcess(t, "sleep 5000") != goodPid || d.PodStatus(t, good).State != runtimeapi.PodSandboxState_SANDBOX_READY || d.Output(t, goodID, "echo", "works") != "works\n" {
+				if harness.FindProcess(t, "sleep 5000") != goodPid || d.PodStatus(t,
+					good).State != runtimeapi.PodSandboxState_SANDBOX_READY || d.Output(t, goodID, "echo", "works") != "works\n" {
 					t.Error("another pod was touched")
 				}
 				s := d.ContainerStatus(t, id)
@@ -223,10 +228,12 @@ func TestDamagedRecordsKillNothing(t *testing.T) {
 						t.Errorf("it does not say why: %v", s)
 					}
 				}
-				if s.State != wantState || s.Metadata.Name == "" || s.Labels["io.kubernetes.container.name"] == "" && wantState == runtimeapi.ContainerState_CONTAINER_UNKNOWN {
+				if s.State != wantState || s.Metadata.Name == "" || s.Labels["io.kubernetes.container.name"] == "" &&
+					wantState == runtimeapi.ContainerState_CONTAINER_UNKNOWN {
 					t.Errorf("it is told as %v, want %v", s, wantState)
 				}
-				if out := d.Output(t, id, "sh", "-c", "ls /bin/busybox && ping -c 1 -w 5 "+gatewayOf(ip)+" >/dev/null && echo reached"); !strings.Contains(out, "/bin/busybox\nreached") {
+				if out := d.Output(t, id, "sh", "-c", "ls /bin/busybox && ping -c 1 -w 5 "+gatewayOf(ip)+
+					" >/dev/null && echo reached"); !strings.Contains(out, "/bin/busybox\nreached") {
 					t.Errorf("exec says %q", out)
 				}
 				d.PullBusybox(t)
@@ -273,7 +280,8 @@ func TestRootVanishes(t *testing.T) {
 	}
 	t.Cleanup(func() { os.RemoveAll(aside) })
 	d.Continue(t)
-	if s := d.ContainerStatus(t, id); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING || harness.FindProcess(t, "sleep 7000") != pid || s.Metadata.Name == "" {
+	if s := d.ContainerStatus(t, id); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+		harness.FindProcess(t, "sleep 7000") != pid || s.Metadata.Name == "" {
 		t.Errorf("what ran is told as %v", s)
 	}
 	if out := d.Output(t, id, "echo", "works"); out != "works\n" {
@@ -311,7 +319,8 @@ func TestRootIsReadOnly(t *testing.T) {
 				t.Fatal(err)
 			}
 			d.Continue(t)
-			if s := d.ContainerStatus(t, id); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING || harness.FindProcess(t, "sleep 8000") != pid {
+			if s := d.ContainerStatus(t, id); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+				harness.FindProcess(t, "sleep 8000") != pid {
 				t.Errorf("what ran is told as %v", s)
 			}
 			if out := d.Output(t, id, "echo", "works"); out != "works\n" {
@@ -323,7 +332,8 @@ func TestRootIsReadOnly(t *testing.T) {
 				harness.WantError(t, err, codes.FailedPrecondition, "read-only file system", "mount it writable", d.Root)
 			}
 			d.StopContainer(t, id, 0)
-			if said, code := harness.RunKurid(t, "--root", d.Root, "--state", t.TempDir(), "--listen", t.TempDir()+"/s"); code == 0 || !strings.Contains(said, strconv.Itoa(d.Pid())) {
+			if said, code := harness.RunKurid(t, "--root", d.Root, "--state", t.TempDir(), "--listen", t.TempDir()+
+				"/s"); code == 0 || !strings.Contains(said, strconv.Itoa(d.Pid())) {
 				t.Errorf("a second daemon exits %d and says %s", code, said)
 			}
 			d.Stop(t)
@@ -357,7 +367,8 @@ func TestStateIsFull(t *testing.T) {
 	free := fill(t, state)
 	d.Kill9(t)
 	d.Continue(t)
-	if s := d.ContainerStatus(t, id); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING || harness.FindProcess(t, "sleep 9000") != pid {
+	if s := d.ContainerStatus(t, id); s.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+		harness.FindProcess(t, "sleep 9000") != pid {
 		t.Errorf("what ran is told as %v", s)
 	}
 	if out := d.Output(t, id, "echo", "works"); out != "works\n" {
@@ -366,7 +377,8 @@ func TestStateIsFull(t *testing.T) {
 	_, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: harness.Pod("more")})
 	harness.WantError(t, err, codes.ResourceExhausted, "no space left", state)
 	_, err = d.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{
-		PodSandboxId: pod, Config: harness.Container("more", busybox, "true"), SandboxConfig: harness.HostNetwork(harness.Pod("app")),
+		PodSandboxId: pod, Config: harness.Container("more", busybox, "true"),
+		SandboxConfig: harness.HostNetwork(harness.Pod("app")),
 	})
 	harness.WantError(t, err, codes.ResourceExhausted, "no space left", state)
 	d.StopContainer(t, id, 0)
@@ -386,7 +398,8 @@ func TestStateIsFull(t *testing.T) {
 func TestStaleLocksAndSockets(t *testing.T) {
 	d := harness.Start(t, harness.Options{NoPods: true})
 	lock := filepath.Join(d.Root, "kurid.lock")
-	for name, text := range map[string]string{"another's": "4194303\n", "empty": "", "nonsense": "\x00\x00not a number", "long": strings.Repeat("9", 5000)} {
+	for name, text := range map[string]string{"another's": "4194303\n", "empty": "", "nonsense": "\x00\x00not a number",
+		"long": strings.Repeat("9", 5000)} {
 		if err := os.WriteFile(lock, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}

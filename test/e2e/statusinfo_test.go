@@ -15,7 +15,8 @@ import (
 )
 
 // verbose returns the verbose status of a daemon and its condition of the given type.
-func verbose(t *testing.T, d *harness.Daemon, condition string) (*runtimeapi.StatusResponse, *runtimeapi.RuntimeCondition) {
+func verbose(t *testing.T, d *harness.Daemon,
+	condition string) (*runtimeapi.StatusResponse, *runtimeapi.RuntimeCondition) {
 	t.Helper()
 	st, err := d.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{Verbose: true})
 	if err != nil {
@@ -84,27 +85,32 @@ func TestStatusInfo(t *testing.T) {
 	}
 	read("storage", &storage)
 	var fs syscall.Statfs_t
-	if err := syscall.Statfs(s.Root, &fs); err != nil || storage["root"].Dir != s.Root || storage["root"].Total != fs.Blocks*uint64(fs.Bsize) {
+	if err := syscall.Statfs(s.Root, &fs); err != nil || storage["root"].Dir != s.Root ||
+		storage["root"].Total != fs.Blocks*uint64(fs.Bsize) {
 		t.Errorf("%+v, %v", storage, err)
 	}
 	if st.Info["lastCNILoadStatus"] != "OK" {
 		t.Errorf("without CNI: %s", st.Info["lastCNILoadStatus"])
 	}
 	out, stderr, code := s.Kuri(t, "info")
-	for _, want := range []string{fmt.Sprintf("process %d, for ", s.Pid()), fmt.Sprintf("process %d\n", s.HolderPid()), s.Root + ", ", "1 (1 running)", "built-in, bridge "} {
+	for _, want := range []string{fmt.Sprintf("process %d, for ", s.Pid()), fmt.Sprintf("process %d\n", s.HolderPid()),
+		s.Root + ", ", "1 (1 running)", "built-in, bridge "} {
 		if code != 0 || !strings.Contains(out, want) {
 			t.Errorf("kuri info has no %q: exit code %d\n%s%s", want, code, out, stderr)
 		}
 	}
-	if out, _, _ := s.Kuri(t, "info", "-o", "jsonpath={.counts.runningContainers} {.info.cniconfig.PluginConfDir}"); strings.TrimSpace(out) != "1 "+conf {
+	if out, _, _ := s.Kuri(t, "info", "-o",
+		"jsonpath={.counts.runningContainers} {.info.cniconfig.PluginConfDir}"); strings.TrimSpace(out) != "1 "+conf {
 		t.Errorf("kuri info -o jsonpath: %q", out)
 	}
 
 	// If the plugin of a CNI configuration is missing, the reason is the one that tools know, and
 	// the message says what to do.
-	harness.Write(t, conf, "10-pods.conflist", `{"cniVersion": "1.0.0", "name": "wires", "plugins": [{"type": "nowhere"}]}`)
+	harness.Write(t, conf, "10-pods.conflist",
+		`{"cniVersion": "1.0.0", "name": "wires", "plugins": [{"type": "nowhere"}]}`)
 	st, c := verbose(t, s.Daemon, runtimeapi.NetworkReady)
-	if c.Status || c.Reason != "NetworkPluginNotReady" || !strings.Contains(c.Message, "install it") || st.Info["lastCNILoadStatus"] != c.Message {
+	if c.Status || c.Reason != "NetworkPluginNotReady" || !strings.Contains(c.Message, "install it") ||
+		st.Info["lastCNILoadStatus"] != c.Message {
 		t.Errorf("%+v, and CNI %s", c, st.Info["lastCNILoadStatus"])
 	}
 	var cni struct {
@@ -116,7 +122,8 @@ func TestStatusInfo(t *testing.T) {
 		}
 	}
 	read("cniconfig", &cni)
-	if len(cni.Networks) != 1 || cni.Networks[0].Config.Name != "wires" || cni.Networks[0].Config.Plugins[0].Network.Type != "nowhere" {
+	if len(cni.Networks) != 1 || cni.Networks[0].Config.Name != "wires" ||
+		cni.Networks[0].Config.Plugins[0].Network.Type != "nowhere" {
 		t.Errorf("cniconfig: %s", st.Info["cniconfig"])
 	}
 	if err := os.Remove(filepath.Join(conf, "10-pods.conflist")); err != nil {
@@ -140,7 +147,8 @@ func TestStatusOfAStoppedKeeper(t *testing.T) {
 	if !strings.Contains(st.Info["programs"], "kill -CONT") {
 		t.Errorf("programs: %s", st.Info["programs"])
 	}
-	if out, _, code := d.Kuri(t, "info"); code != 0 || !strings.Contains(out, "NOT ANSWERING: the keeper") || !strings.Contains(out, "RuntimeReady:") || !strings.Contains(out, "NO: KeeperNotReady") {
+	if out, _, code := d.Kuri(t, "info"); code != 0 || !strings.Contains(out, "NOT ANSWERING: the keeper") ||
+		!strings.Contains(out, "RuntimeReady:") || !strings.Contains(out, "NO: KeeperNotReady") {
 		t.Errorf("kuri info: exit code %d\n%s", code, out)
 	}
 }

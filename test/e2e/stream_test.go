@@ -86,7 +86,8 @@ func TestExecStreams(t *testing.T) {
 			// A background process does not delay the end of the stream.
 			start := time.Now()
 			req = &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", "sleep 60 & echo started"}, Stdout: true}
-			if err = open(t, s.execURL(t, req)).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdout: &stdout}); err != nil || time.Since(start) > 20*time.Second {
+			if err = open(t, s.execURL(t, req)).StreamWithContext(t.Context(),
+				remotecommand.StreamOptions{Stdout: &stdout}); err != nil || time.Since(start) > 20*time.Second {
 				t.Errorf("after %s: %v", time.Since(start), err)
 			}
 		})
@@ -107,7 +108,8 @@ func TestStreamsThatEndAreNoErrors(t *testing.T) {
 	id := s.run(t, nil, "sh", "-c", "while :; do echo on; sleep 0.05; done")
 	for name, open := range transports {
 		req := &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"cat"}, Stdin: true, Stdout: true}
-		if err := open(t, s.execURL(t, req)).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: strings.NewReader("x"), Stdout: io.Discard}); err != nil {
+		if err := open(t, s.execURL(t, req)).StreamWithContext(t.Context(),
+			remotecommand.StreamOptions{Stdin: strings.NewReader("x"), Stdout: io.Discard}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		resp, err := s.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: id, Stdout: true})
@@ -142,7 +144,8 @@ func TestExecTerminal(t *testing.T) {
 			x := open(t, s.execURL(t, req))
 			done := make(chan error, 1)
 			go func() {
-				done <- x.StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: keyboard, Stdout: out, Tty: true, TerminalSizeQueue: sizes})
+				done <- x.StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: keyboard, Stdout: out, Tty: true,
+					TerminalSizeQueue: sizes})
 			}()
 			sizes <- remotecommand.TerminalSize{Width: 111, Height: 22}
 			io.WriteString(keys, "tty\n")
@@ -168,11 +171,13 @@ func TestExecEndsWithItsClient(t *testing.T) {
 	s := newShell(t)
 	id := s.run(t, nil, "sh", "-c", "while :; do sleep 0.2; done")
 	for name, open := range transports {
-		for i, script := range []string{"sleep 5%d1 & setsid sleep 5%d2 & sleep 5%d3", "exec 0</dev/null; sleep 5%d1", "while :; do echo 5%d1; done"} {
+		for i, script := range []string{"sleep 5%d1 & setsid sleep 5%d2 & sleep 5%d3", "exec 0</dev/null; sleep 5%d1",
+			"while :; do echo 5%d1; done"} {
 			t.Run(fmt.Sprint(name, i), func(t *testing.T) {
 				number := 100 + 10*i + len(name)
 				script := strings.ReplaceAll(script, "%d", fmt.Sprint(number))
-				req := &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", "echo go; " + script}, Stdin: true, Stdout: true}
+				req := &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sh", "-c", "echo go; " + script}, Stdin: true,
+					Stdout: true}
 				address, cut := line(t, s.execURL(t, req))
 				x := open(t, address)
 				out, done := &harness.Screen{}, make(chan error, 1)
@@ -252,13 +257,15 @@ func TestStreamURLsAreGoodOnce(t *testing.T) {
 		}
 	}
 
-	_, err := s.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"true"}, Tty: true, Stderr: true})
+	_, err := s.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"true"}, Tty: true,
+		Stderr: true})
 	harness.WantError(t, err, codes.InvalidArgument, "tty")
 	_, err = s.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"true"}})
 	harness.WantError(t, err, codes.InvalidArgument, "stdout")
 	_, err = s.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: id, Stdout: true})
 	harness.WantError(t, err, codes.InvalidArgument, "cmd")
-	_, err = s.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: "nonesuch", Cmd: []string{"true"}, Stdout: true})
+	_, err = s.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: "nonesuch", Cmd: []string{"true"},
+		Stdout: true})
 	harness.WantError(t, err, codes.NotFound, "nonesuch")
 	_, err = s.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true})
 	harness.WantError(t, err, codes.FailedPrecondition, "stdin")
@@ -270,9 +277,11 @@ func TestAttachStreams(t *testing.T) {
 	s := newShell(t)
 	for name, open := range transports {
 		t.Run(name, func(t *testing.T) {
-			id := s.run(t, func(c *container, _ *security) { c.Stdin, c.StdinOnce = true, true }, "sh", "-c", "echo early; cat; echo eof; sleep 1")
+			id := s.run(t, func(c *container, _ *security) { c.Stdin, c.StdinOnce = true, true }, "sh", "-c",
+				"echo early; cat; echo eof; sleep 1")
 			attach := func(stdin bool) string {
-				resp, err := s.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: id, Stdin: stdin, Stdout: true, Stderr: true})
+				resp, err := s.Runtime.Attach(t.Context(), &runtimeapi.AttachRequest{ContainerId: id, Stdin: stdin, Stdout: true,
+					Stderr: true})
 				if err != nil {
 					t.Fatal(err)
 				}

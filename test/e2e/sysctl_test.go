@@ -110,7 +110,8 @@ func TestUnprivilegedPortsAndPing(t *testing.T) {
 	}
 	works := func(t *testing.T, s *shell, id string, group int) {
 		t.Helper()
-		if out, errs, _ := s.Exec(t, id, "sh", "-c", "timeout 1 nc -l -p 80 127.0.0.1 </dev/null; [ $? = 143 ] && echo listened"); out != "listened\n" {
+		if out, errs, _ := s.Exec(t, id, "sh", "-c",
+			"timeout 1 nc -l -p 80 127.0.0.1 </dev/null; [ $? = 143 ] && echo listened"); out != "listened\n" {
 			t.Errorf("%q %q", out, errs)
 		}
 		if err := pingSocket("/run/netns/kuri-"+s.pod, group); err != nil {
@@ -122,7 +123,8 @@ func TestUnprivilegedPortsAndPing(t *testing.T) {
 		works(t, s, wants(t, s, nil, "0", "0 2147483647"), 1000)
 
 		own := harness.Pod("own")
-		own.Linux.Sysctls = map[string]string{"net/ipv4/ip_unprivileged_port_start": "1000", "net.ipv4.ping_group_range": "1 0"}
+		own.Linux.Sysctls = map[string]string{"net/ipv4/ip_unprivileged_port_start": "1000",
+			"net.ipv4.ping_group_range": "1 0"}
 		x := &shell{Daemon: s.Daemon, podConfig: own, image: s.image, pod: s.RunPod(t, own)}
 		wants(t, x, nil, "1000", "1 0")
 

@@ -46,14 +46,20 @@ func TestTelemetry(t *testing.T) {
 		`kuri_rpc_in_flight{method="StartContainer",service="runtime.v1.RuntimeService"} 0`,
 		`kuri_pods{state="ready"} 1`, `kuri_containers{state="running"} 1`, `kuri_containers{state="exited"} 1`,
 		`kuri_container_exits_total{reason="Error"} 1`, `kuri_container_exits_total{reason="OOMKilled"} 0`,
-		`kuri_step_duration_seconds_count{method="RunPodSandbox",step="network"} 2`, `kuri_step_duration_seconds_count{method="CreateContainer",step="process"} 2`,
-		`kuri_keeper_step_duration_seconds_count{method="RunPodSandbox",step="namespaces"} 2`, `kuri_keeper_step_duration_seconds_count{method="CreateContainer",step="cgroup"} 2`,
+		`kuri_step_duration_seconds_count{method="RunPodSandbox",step="network"} 2`,
+		`kuri_step_duration_seconds_count{method="CreateContainer",step="process"} 2`,
+		`kuri_keeper_step_duration_seconds_count{method="RunPodSandbox",step="namespaces"} 2`,
+		`kuri_keeper_step_duration_seconds_count{method="CreateContainer",step="cgroup"} 2`,
 		`kuri_operations_in_flight{method="PullImage"} 0`, `kuri_operation_oldest_age_seconds{method="PullImage"} 0`,
-		fmt.Sprintf("kuri_image_pull_duration_seconds_count{registry=%q} 1", s.Registry.Host), fmt.Sprintf("kuri_image_pull_bytes_total{registry=%q} ", s.Registry.Host),
+		fmt.Sprintf("kuri_image_pull_duration_seconds_count{registry=%q} 1", s.Registry.Host),
+		fmt.Sprintf("kuri_image_pull_bytes_total{registry=%q} ", s.Registry.Host),
 		fmt.Sprintf("kuri_image_pull_retries_total{registry=%q} 0", s.Registry.Host),
-		"kuri_images 1", "kuri_image_layers 1", "kuri_image_layer_bytes ", "kuri_image_pulls_in_flight 0", "kuri_writable_layer_bytes ", "kuri_events_missed_total 0",
-		`kuri_process_up{process="keeper"} 1`, `kuri_process_up{process="holder"} 1`, `kuri_process_restarts_total{process="keeper"} 0`,
-		`kuri_process_proportional_memory_bytes{process="keeper"} `, `kuri_process_open_fds{process="holder"} `, `kuri_process_cpu_seconds_total{process="keeper"} `,
+		"kuri_images 1", "kuri_image_layers 1", "kuri_image_layer_bytes ", "kuri_image_pulls_in_flight 0",
+		"kuri_writable_layer_bytes ", "kuri_events_missed_total 0",
+		`kuri_process_up{process="keeper"} 1`, `kuri_process_up{process="holder"} 1`,
+		`kuri_process_restarts_total{process="keeper"} 0`,
+		`kuri_process_proportional_memory_bytes{process="keeper"} `, `kuri_process_open_fds{process="holder"} `,
+		`kuri_process_cpu_seconds_total{process="keeper"} `,
 		"kuri_keeper_sandboxes 1", "kuri_keeper_containers ", "kuri_keeper_events_lost_total 0",
 		"kuri_event_readers 1", "kuri_event_lag ", "kuri_build_info{", "go_goroutines ", "process_open_fds ",
 	} {
@@ -92,10 +98,12 @@ func TestTheLogOfWhatChanges(t *testing.T) {
 	}
 	lines := strings.Split(s.Log(t), "\n")
 	for method, want := range map[string][]string{
-		"RunPodSandbox":   {"level=INFO", "namespace=", " pod=shell ", "pod_id=" + s.pod, "steps.namespaces=", "steps.network=", "caller.pid=", "caller.uid=0"},
+		"RunPodSandbox": {"level=INFO", "namespace=", " pod=shell ", "pod_id=" + s.pod, "steps.namespaces=",
+			"steps.network=", "caller.pid=", "caller.uid=0"},
 		"CreateContainer": {" pod=shell ", "container=c1 ", "container_id=" + c, "steps.image=", "steps.process="},
-		"StartContainer":  {"level=WARN", " pod=shell ", "container=c1 ", "slower_than=1µs", "slowest=", "parts.startline=", "slowest_part="},
-		"StopContainer":   {"level=INFO", "container=c1 ", "timeout=0", "steps.kill="},
+		"StartContainer": {"level=WARN", " pod=shell ", "container=c1 ", "slower_than=1µs", "slowest=", "parts.startline=",
+			"slowest_part="},
+		"StopContainer": {"level=INFO", "container=c1 ", "timeout=0", "steps.kill="},
 	} {
 		i := slices.IndexFunc(lines, func(l string) bool {
 			return strings.Contains(l, "RuntimeService/"+method+" ") && strings.Contains(l, " pod=shell ")

@@ -73,7 +73,8 @@ func TestTop(t *testing.T) {
 			command = []string{"sh", "-c", "while :; do :; done"}
 		}
 		c := harness.Container(name+"-main", image, command...)
-		c.Linux = &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 20000}}
+		c.Linux = &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{CpuPeriod: 100000,
+			CpuQuota: 20000}}
 		d.Run(t, d.RunPod(t, config), c, config)
 	}
 	x := onTerminal(t, d, "top", "-d", "500ms")
@@ -101,7 +102,8 @@ func TestTop(t *testing.T) {
 	x.press("\x1b")
 	x.frame("without the filter", has("busy-main", "idle-main", "running"))
 	x.press("p\x1b[F\r") // the containers of the last pod
-	x.frame("containers of one pod", func(s string) bool { return has("containers of ")(s) && strings.Count(s, "-main") == 1 })
+	x.frame("containers of one pod",
+		func(s string) bool { return has("containers of ")(s) && strings.Count(s, "-main") == 1 })
 	x.press("\x1bh")
 	x.frame("help", has("Ctrl-C  quit"))
 	x.press(" d0.7\r")
@@ -122,7 +124,8 @@ func TestTop(t *testing.T) {
 	d.Kill9(t)
 	x.frame("the daemon is gone", has("NO NEW SAMPLE", "busy"))
 	d.Continue(t)
-	x.frame("the daemon is back", func(s string) bool { return !strings.Contains(s, "NO NEW SAMPLE") && cpu.MatchString(s) })
+	x.frame("the daemon is back",
+		func(s string) bool { return !strings.Contains(s, "NO NEW SAMPLE") && cpu.MatchString(s) })
 
 	ended := func(x *terminal, how string, want int) {
 		t.Helper()
@@ -163,10 +166,12 @@ func TestTopBatch(t *testing.T) {
 	s := newShell(t)
 	s.run(t, nil, "sleep", "1000")
 	out, stderr, code := s.Kuri(t, "top", "-b", "-n", "2", "-d", "200ms", "-c")
-	if code != 0 || strings.Count(out, "kuri top  kuri ") != 2 || strings.Count(out, " running  ") != 2 || strings.Contains(out, "\x1b") {
+	if code != 0 || strings.Count(out, "kuri top  kuri ") != 2 || strings.Count(out, " running  ") != 2 ||
+		strings.Contains(out, "\x1b") {
 		t.Errorf("exit code %d, %s%s", code, out, stderr)
 	}
-	if out, _, code := s.Kuri(t, "top", "-o", "jsonpath={.containers[0].state} {.pods[0].processes}"); code != 0 || strings.TrimSpace(out) != "running 1" {
+	if out, _, code := s.Kuri(t, "top", "-o", "jsonpath={.containers[0].state} {.pods[0].processes}"); code != 0 ||
+		strings.TrimSpace(out) != "running 1" {
 		t.Errorf("exit code %d, %q", code, out)
 	}
 	if _, stderr, code := s.Kuri(t, "top"); code != 2 || !strings.Contains(stderr, "-b prints tables") {

@@ -34,7 +34,8 @@ func TestTrace(t *testing.T) {
 	config := harness.Pod("traced")
 	pod := d.RunPod(t, config)
 	ref := d.Registry.Push(t, "traced:1", harness.Busybox(t))
-	if _, err := d.Images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
+	if _, err := d.Images.PullImage(t.Context(),
+		&runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
 		t.Fatal(err)
 	}
 	d.Run(t, pod, harness.Container("first", ref, "sleep", "1000"), config)
@@ -70,7 +71,8 @@ func TestTrace(t *testing.T) {
 			t.Errorf("the pull is of %q", o.Image)
 		}
 	}
-	want := []string{"RunPodSandbox", "PullImage", "CreateContainer first", "StartContainer first", "CreateContainer second", "StartContainer second"}
+	want := []string{"RunPodSandbox", "PullImage", "CreateContainer first", "StartContainer first",
+		"CreateContainer second", "StartContainer second"}
 	if !slices.Equal(kinds, want) {
 		t.Errorf("%q, want %q", kinds, want)
 	}
@@ -95,7 +97,8 @@ func TestTrace(t *testing.T) {
 	d.Run(t, d.RunPod(t, odd), c, odd)
 	init := func(pod string) string {
 		got := read(pod)
-		if i := slices.IndexFunc(got.Operations, func(o tracedOperation) bool { return o.Kind == "CreateContainer" }); i >= 0 {
+		if i := slices.IndexFunc(got.Operations,
+			func(o tracedOperation) bool { return o.Kind == "CreateContainer" }); i >= 0 {
 			return got.Operations[i].Init
 		}
 		return ""
@@ -103,7 +106,8 @@ func TestTrace(t *testing.T) {
 	if got := init("odd"); got != "libcontainer: a mount in /proc" {
 		t.Errorf("made by %q", got)
 	}
-	if st, err := d.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{}); err != nil || !st.RuntimeHandlers[0].Features.UserNamespaces {
+	if st, err := d.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{}); err != nil ||
+		!st.RuntimeHandlers[0].Features.UserNamespaces {
 		t.Logf("SKIP: no user namespaces: %v", err)
 	} else {
 		mapped := harness.Pod("mapped")

@@ -28,7 +28,8 @@ type processInfo struct {
 
 func processOf(t *testing.T, d *harness.Daemon, container string) processInfo {
 	t.Helper()
-	resp, err := d.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: container, Verbose: true})
+	resp, err := d.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: container,
+		Verbose: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +67,8 @@ func TestTruthOfTheKernel(t *testing.T) {
 	s := newShell(t)
 	running := func(t *testing.T, id string, pid int) {
 		t.Helper()
-		if st := s.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, s.Daemon, id) != pid {
+		if st := s.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+			firstPid(t, s.Daemon, id) != pid {
 			t.Errorf("it is %v with process %d, is running with %d", st.State, firstPid(t, s.Daemon, id), pid)
 		}
 	}
@@ -112,7 +114,8 @@ func TestTruthOfTheKernel(t *testing.T) {
 				t.Errorf("after its stop: %v", st)
 			}
 			gone(t, pid)
-			if _, err := s.Runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
+			if _, err := s.Runtime.RemoveContainer(t.Context(),
+				&runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
 				t.Error(err)
 			}
 		})
@@ -153,19 +156,21 @@ func TestTruthOfTheKernel(t *testing.T) {
 		const hour = int64(time.Hour)
 		changed := 0
 		for _, dir := range []string{s.Root, s.State} {
-			for _, pattern := range []string{"pods/*/pod.json", "pods/*/containers/*/container.json", "keeper/containers/*.json"} {
+			for _, pattern := range []string{"pods/*/pod.json", "pods/*/containers/*/container.json",
+				"keeper/containers/*.json"} {
 				files, _ := filepath.Glob(filepath.Join(dir, pattern))
 				for _, file := range files {
 					body, err := os.ReadFile(file)
 					if err != nil {
 						t.Fatal(err)
 					}
-					later := regexp.MustCompile(`"(created_at|started_at)":(\d{19})`).ReplaceAllStringFunc(string(body), func(field string) string {
-						key, value, _ := strings.Cut(field, ":")
-						n, _ := strconv.ParseInt(value, 10, 64)
-						changed++
-						return fmt.Sprintf("%s:%d", key, n+hour)
-					})
+					later := regexp.MustCompile(`"(created_at|started_at)":(\d{19})`).ReplaceAllStringFunc(string(body),
+						func(field string) string {
+							key, value, _ := strings.Cut(field, ":")
+							n, _ := strconv.ParseInt(value, 10, 64)
+							changed++
+							return fmt.Sprintf("%s:%d", key, n+hour)
+						})
 					if err := os.WriteFile(file, []byte(later), 0o600); err != nil {
 						t.Fatal(err)
 					}

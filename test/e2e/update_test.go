@@ -19,7 +19,8 @@ import (
 type resources = runtimeapi.LinuxContainerResources
 
 func (s *shell) update(ctx context.Context, id string, change *resources) error {
-	_, err := s.Runtime.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: change})
+	_, err := s.Runtime.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id,
+		Linux: change})
 	return err
 }
 
@@ -71,7 +72,8 @@ func TestUpdateResources(t *testing.T) {
 	quota := func(id string) string {
 		return strings.Fields(limit(t, id, "cpu.cfs_quota_us", "cpu.max"))[0]
 	}
-	id := s.run(t, with(&resources{CpuPeriod: 100000, CpuQuota: 50000, CpuShares: 512, MemoryLimitInBytes: 64 * mb}), "sleep", "1000")
+	id := s.run(t, with(&resources{CpuPeriod: 100000, CpuQuota: 50000, CpuShares: 512, MemoryLimitInBytes: 64 * mb}),
+		"sleep", "1000")
 
 	t.Run("of a running container", func(t *testing.T) {
 		s.Output(t, id, "true") // an exec before the change: later ones must have the new limits
@@ -85,10 +87,12 @@ func TestUpdateResources(t *testing.T) {
 		if cpus := limit(t, id, "cpuset.cpus", "cpuset.cpus"); cpus != "0" {
 			t.Errorf("cpuset %s", cpus)
 		}
-		if out := s.Output(t, id, "sh", "-c", "cat /proc/1/oom_score_adj /proc/self/oom_score_adj; grep Cpus_allowed_list /proc/1/status"); out != "321\n321\nCpus_allowed_list:\t0\n" {
+		if out := s.Output(t, id, "sh", "-c",
+			"cat /proc/1/oom_score_adj /proc/self/oom_score_adj; grep Cpus_allowed_list /proc/1/status"); out != "321\n321\nCpus_allowed_list:\t0\n" {
 			t.Errorf("inside: %q", out)
 		}
-		want := &resources{CpuPeriod: 100000, CpuQuota: 70000, CpuShares: 512, MemoryLimitInBytes: 96 * mb, CpusetCpus: "0", OomScoreAdj: 321}
+		want := &resources{CpuPeriod: 100000, CpuQuota: 70000, CpuShares: 512, MemoryLimitInBytes: 96 * mb, CpusetCpus: "0",
+			OomScoreAdj: 321}
 		if got := s.ContainerStatus(t, id).Resources.GetLinux(); !proto.Equal(got, want) {
 			t.Errorf("status: %v, want %v", got, want)
 		}
@@ -102,13 +106,19 @@ func TestUpdateResources(t *testing.T) {
 			code   codes.Code
 			says   string
 		}{
-			{"a CPU that is not there", &resources{CpuQuota: 30000, MemoryLimitInBytes: 80 * mb, CpusetCpus: "0-4095", OomScoreAdj: 400}, codes.FailedPrecondition, "cpuset"},
-			{"shares that are too small", &resources{CpuQuota: 30000, CpuShares: 1, MemoryLimitInBytes: 80 * mb}, codes.FailedPrecondition, "shares"},
-			{"memory below what is used", &resources{CpuQuota: 30000, MemoryLimitInBytes: 4096}, codes.FailedPrecondition, "below what the container uses"},
+			{"a CPU that is not there", &resources{CpuQuota: 30000, MemoryLimitInBytes: 80 * mb, CpusetCpus: "0-4095",
+				OomScoreAdj: 400}, codes.FailedPrecondition, "cpuset"},
+			{"shares that are too small", &resources{CpuQuota: 30000, CpuShares: 1, MemoryLimitInBytes: 80 * mb},
+				codes.FailedPrecondition, "shares"},
+			{"memory below what is used", &resources{CpuQuota: 30000, MemoryLimitInBytes: 4096}, codes.FailedPrecondition,
+				"below what the container uses"},
 			{"a negative number", &resources{CpuQuota: 30000, CpuShares: -1}, codes.InvalidArgument, "cpu_shares"},
 			{"swap below memory", &resources{MemorySwapLimitInBytes: mb}, codes.InvalidArgument, "memory_swap_limit_in_bytes"},
-			{"an oom_score_adj out of range", &resources{CpuQuota: 30000, OomScoreAdj: 2000}, codes.InvalidArgument, "oom_score_adj"},
-			{"huge pages of a size that is not there", &resources{CpuQuota: 30000, HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "3MB", Limit: 3 * mb}}}, codes.Unimplemented, "hugepage_limits"},
+			{"an oom_score_adj out of range", &resources{CpuQuota: 30000, OomScoreAdj: 2000}, codes.InvalidArgument,
+				"oom_score_adj"},
+			{"huge pages of a size that is not there",
+				&resources{CpuQuota: 30000, HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "3MB", Limit: 3 * mb}}},
+				codes.Unimplemented, "hugepage_limits"},
 		} {
 			if c.change.CpuShares == 1 && onV2() {
 				continue // v2 accepts it
@@ -176,7 +186,8 @@ func TestUpdateResources(t *testing.T) {
 			if got := limit(t, c, "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"); got != fmt.Sprint(want) {
 				t.Errorf("%v: the limit is %s, want %d", change, got, want)
 			}
-			if told := s.ContainerStatus(t, c).Resources.GetLinux().GetHugepageLimits(); len(told) != 1 || told[0].Limit != want {
+			if told := s.ContainerStatus(t, c).Resources.GetLinux().GetHugepageLimits(); len(told) != 1 ||
+				told[0].Limit != want {
 				t.Errorf("the status says %v, want %d", told, want)
 			}
 		}
@@ -200,7 +211,8 @@ func TestUpdateResources(t *testing.T) {
 		if got := s.ContainerStatus(t, created).Resources.GetLinux(); got.GetMemoryLimitInBytes() != 48*mb {
 			t.Errorf("after a restart: %v", got)
 		}
-		if _, err := s.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: created}); err != nil {
+		if _, err := s.Runtime.StartContainer(t.Context(),
+			&runtimeapi.StartContainerRequest{ContainerId: created}); err != nil {
 			t.Fatal(err)
 		}
 		if m := memory(created); m != fmt.Sprint(48*mb) {
@@ -216,18 +228,22 @@ func TestUpdateResources(t *testing.T) {
 		exited := s.run(t, nil, "true")
 		s.WaitExit(t, exited)
 		harness.WantError(t, s.update(t.Context(), exited, &resources{CpuShares: 100}), codes.FailedPrecondition)
-		_, err := s.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Windows: &runtimeapi.WindowsContainerResources{}})
+		_, err := s.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id,
+			Windows: &runtimeapi.WindowsContainerResources{}})
 		harness.WantError(t, err, codes.Unimplemented)
-		_, err = s.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Annotations: map[string]string{"io.kubernetes.cri.rdt-class": "x"}})
+		_, err = s.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id,
+			Annotations: map[string]string{"io.kubernetes.cri.rdt-class": "x"}})
 		harness.WantError(t, err, codes.Unimplemented)
 	})
 
 	t.Run("of the pod", func(t *testing.T) {
-		req := &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: s.pod, Overhead: &resources{CpuShares: 10}, Resources: &resources{MemoryLimitInBytes: 512 * mb}}
+		req := &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: s.pod, Overhead: &resources{CpuShares: 10},
+			Resources: &resources{MemoryLimitInBytes: 512 * mb}}
 		if _, err := s.Runtime.UpdatePodSandboxResources(t.Context(), req); err != nil {
 			t.Fatal(err)
 		}
-		resp, err := s.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: s.pod, Verbose: true})
+		resp, err := s.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: s.pod,
+			Verbose: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -267,8 +283,10 @@ func TestBlockIOClass(t *testing.T) {
 		t.Skip("SKIP: no block device on this machine")
 	}
 	dir := t.TempDir()
-	file := harness.Write(t, dir, "blockio.yaml", "Classes:\n  slow:\n  - Devices: ["+disk+"]\n    ThrottleReadBps: 1M\n    ThrottleWriteIOPS: 50\n  none: []\n  light:\n  - Weight: 40\n")
-	s := &shell{Daemon: harness.Start(t, harness.Options{Config: fmt.Sprintf("[pod]\nblockio_config = %q\n", file)}), podConfig: harness.Pod("classes")}
+	file := harness.Write(t, dir, "blockio.yaml", "Classes:\n  slow:\n  - Devices: ["+disk+
+		"]\n    ThrottleReadBps: 1M\n    ThrottleWriteIOPS: 50\n  none: []\n  light:\n  - Weight: 40\n")
+	s := &shell{Daemon: harness.Start(t, harness.Options{Config: fmt.Sprintf("[pod]\nblockio_config = %q\n", file)}),
+		podConfig: harness.Pod("classes")}
 	s.image = s.PullBusybox(t)
 	s.podConfig.Annotations = map[string]string{
 		"blockio.resources.beta.kubernetes.io/pod":          "slow",
@@ -278,10 +296,12 @@ func TestBlockIOClass(t *testing.T) {
 	}
 	s.pod = s.RunPod(t, s.podConfig)
 	slow := s.run(t, nil, "sleep", "1000")
-	if got := limit(t, slow, "blkio.throttle.read_bps_device", "io.max"); !strings.HasPrefix(got, number+" ") || !strings.Contains(got, "1000000") {
+	if got := limit(t, slow, "blkio.throttle.read_bps_device", "io.max"); !strings.HasPrefix(got, number+" ") ||
+		!strings.Contains(got, "1000000") {
 		t.Errorf("the pod's class: %q", got)
 	}
-	if got := limit(t, slow, "blkio.throttle.write_iops_device", "io.max"); !strings.HasPrefix(got, number+" ") || !strings.Contains(got, "50") {
+	if got := limit(t, slow, "blkio.throttle.write_iops_device", "io.max"); !strings.HasPrefix(got, number+" ") ||
+		!strings.Contains(got, "50") {
 		t.Errorf("the pod's class: %q", got)
 	}
 	// Changes of other limits keep the class.
@@ -315,7 +335,8 @@ func TestBlockIOClass(t *testing.T) {
 		}
 	})
 
-	bad := harness.Write(t, dir, "bad.toml", fmt.Sprintf("root = %q\nstate = %q\n[pod]\nblockio_config = %q\n", filepath.Join(dir, "r"), filepath.Join(dir, "s"), filepath.Join(dir, "absent")))
+	bad := harness.Write(t, dir, "bad.toml", fmt.Sprintf("root = %q\nstate = %q\n[pod]\nblockio_config = %q\n",
+		filepath.Join(dir, "r"), filepath.Join(dir, "s"), filepath.Join(dir, "absent")))
 	if said, code := harness.RunKurid(t, "--config", bad); code == 0 || !strings.Contains(said, "pod.blockio_config") {
 		t.Errorf("kurid without the file exits %d and says %s", code, said)
 	}

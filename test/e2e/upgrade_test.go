@@ -89,7 +89,8 @@ func pollOld(t *testing.T, d *harness.Daemon) (end func() (calls int, failed []e
 			default:
 			}
 			calls++
-			err := conn.Invoke(t.Context(), "/runtime.v1alpha2.RuntimeService/ListContainers", &runtimeapi.ListContainersRequest{}, &runtimeapi.ListContainersResponse{}, grpc.WaitForReady(false))
+			err := conn.Invoke(t.Context(), "/runtime.v1alpha2.RuntimeService/ListContainers",
+				&runtimeapi.ListContainersRequest{}, &runtimeapi.ListContainersResponse{}, grpc.WaitForReady(false))
 			if err != nil {
 				failed = append(failed, err)
 			}
@@ -131,20 +132,23 @@ func TestPackageUpgrade(t *testing.T) {
 	}
 	left := make(chan error, 1)
 	go func() {
-		left <- over("WebSocket")(t, resp.Url).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: keyboard, Stdout: screen})
+		left <- over("WebSocket")(t, resp.Url).StreamWithContext(t.Context(),
+			remotecommand.StreamOptions{Stdin: keyboard, Stdout: screen})
 	}()
 	io.WriteString(keys, "before\n")
 	screen.Await(t, "before\n")
 	follow := followLog(t, d, count)
 	lines, write := io.Pipe()
 	echoed := &harness.Screen{}
-	url, err := d.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: count, Cmd: []string{"cat"}, Stdin: true, Stdout: true})
+	url, err := d.Runtime.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: count, Cmd: []string{"cat"}, Stdin: true,
+		Stdout: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	executed := make(chan error, 1)
 	go func() {
-		executed <- over("SPDY")(t, url.Url).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: lines, Stdout: echoed})
+		executed <- over("SPDY")(t, url.Url).StreamWithContext(t.Context(),
+			remotecommand.StreamOptions{Stdin: lines, Stdout: echoed})
 	}()
 	io.WriteString(write, "before\n")
 	echoed.Await(t, "before\n")
@@ -170,7 +174,8 @@ func TestPackageUpgrade(t *testing.T) {
 
 	// Running containers still run, and exited ones have the same status.
 	for id, pid := range pids {
-		if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, id) != pid || st.Message != "" {
+		if st := d.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+			firstPid(t, d, id) != pid || st.Message != "" {
 			t.Errorf("%s is %s with process %d (%q), was %d", st.Metadata.Name, st.State, firstPid(t, d, id), st.Message, pid)
 		}
 	}
@@ -257,7 +262,8 @@ func TestUpgradeThatFails(t *testing.T) {
 		others++
 		reached := counted(t, log)
 		becomes(t, "the log goes on", func() bool { return counted(t, log) > reached+100 })
-		if st := d.ContainerStatus(t, count); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, d, count) != pid {
+		if st := d.ContainerStatus(t, count); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+			firstPid(t, d, count) != pid {
 			t.Errorf("the container is %s with process %d, was %d", st.State, firstPid(t, d, count), pid)
 		}
 		after := d.Run(t, pod, harness.Container(fmt.Sprint("after", others), image, "sh", "-c", "exit 8"), config)
@@ -278,7 +284,8 @@ func TestUpgradeThatFails(t *testing.T) {
 		goesOn(t)
 	})
 	t.Run("does not serve", func(t *testing.T) {
-		install(t, bin, "kuri-keeper", []byte("#!/bin/sh\ncase \"$*\" in *--check*) exit 0;; esac\necho this one is broken >&2\nexit 1\n"))
+		install(t, bin, "kuri-keeper",
+			[]byte("#!/bin/sh\ncase \"$*\" in *--check*) exit 0;; esac\necho this one is broken >&2\nexit 1\n"))
 		keeper := d.KeeperPid()
 		for range 2 { // each start tries the new keeper
 			d.Restart(t)
@@ -361,7 +368,8 @@ func TestReplace(t *testing.T) {
 	defer rt.Close()
 	said := make(chan error, 1)
 	go func() {
-		r, err := rt.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: []string{"sh", "-c", "touch /tmp/began; sleep 3; echo done"}, Timeout: 60})
+		r, err := rt.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: container,
+			Cmd: []string{"sh", "-c", "touch /tmp/began; sleep 3; echo done"}, Timeout: 60})
 		if err == nil && string(r.Stdout) != "done\n" {
 			err = fmt.Errorf("it said %q", r.Stdout)
 		}
@@ -402,7 +410,8 @@ func TestReplace(t *testing.T) {
 	calls, failed := newer.end()
 	oldCalls, oldFailed := older()
 	if calls == 0 || oldCalls == 0 || len(failed)+len(oldFailed) > 0 {
-		t.Errorf("of %d calls over v1 and %d over v1alpha2 there failed: %v", calls, oldCalls, errors.Join(append(failed, oldFailed...)...))
+		t.Errorf("of %d calls over v1 and %d over v1alpha2 there failed: %v", calls, oldCalls,
+			errors.Join(append(failed, oldFailed...)...))
 	}
 	if now := firstPid(t, d, container); now != pid {
 		t.Errorf("the container is process %d, was %d", now, pid)

@@ -62,7 +62,8 @@ func TestUserNamespace(t *testing.T) {
 	id := s.run(t, inPod(nil), "sleep", "1000")
 
 	t.Run("ids inside and outside", func(t *testing.T) {
-		if out := s.Output(t, id, "cat", "/proc/self/uid_map", "/proc/self/gid_map"); strings.Join(strings.Fields(out), " ") != fmt.Sprintf("0 %[1]d 65536 0 %[1]d 65536", firstID) {
+		if out := s.Output(t, id, "cat", "/proc/self/uid_map", "/proc/self/gid_map"); strings.Join(strings.Fields(out),
+			" ") != fmt.Sprintf("0 %[1]d 65536 0 %[1]d 65536", firstID) {
 			t.Errorf("map: %q", out)
 		}
 		// The image's files belong to root in the pod, who can change them; so do the pod's own files.
@@ -70,10 +71,12 @@ func TestUserNamespace(t *testing.T) {
 		if out := s.says(t, inPod(nil), "sh", "-c", look); out != "0\n0:0\n0:0\n0:0\n0:0\n0:0\n7\nout\n" {
 			t.Errorf("inside: %q", out)
 		}
-		if out := s.says(t, inPod(func(_ *container, sc *security) { sc.RunAsUser = &runtimeapi.Int64Value{Value: 1234} }), "sh", "-c", "id -u; echo out > /dev/stdout"); out != "1234\nout\n" {
+		if out := s.says(t, inPod(func(_ *container, sc *security) { sc.RunAsUser = &runtimeapi.Int64Value{Value: 1234} }),
+			"sh", "-c", "id -u; echo out > /dev/stdout"); out != "1234\nout\n" {
 			t.Errorf("as another user: %q", out)
 		}
-		info, err := s.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
+		info, err := s.Runtime.ContainerStatus(t.Context(),
+			&runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -91,7 +94,9 @@ func TestUserNamespace(t *testing.T) {
 		admin := inPod(func(_ *container, sc *security) {
 			sc.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"NET_ADMIN"}}
 		})
-		if out := s.says(t, admin, "sh", "-c", "ip link add dummy9 type dummy 2>&1 && echo made || ip link set lo mtu 1400 && echo set"); !strings.Contains(out, "made") && !strings.Contains(out, "set") {
+		if out := s.says(t, admin, "sh", "-c",
+			"ip link add dummy9 type dummy 2>&1 && echo made || ip link set lo mtu 1400 && echo set"); !strings.Contains(out,
+			"made") && !strings.Contains(out, "set") {
 			t.Errorf("%q", out)
 		}
 		// A file that only root of the user namespace which owns the network namespace may write.
@@ -106,11 +111,13 @@ func TestUserNamespace(t *testing.T) {
 			t.Fatal(err)
 		}
 		plain := &runtimeapi.Mount{HostPath: dir, ContainerPath: "/v"}
-		if out := s.says(t, inPod(mounting(plain)), "sh", "-c", "stat -c %u /v/file; cat /v/file 2>/dev/null; true"); out != "65534\n" {
+		if out := s.says(t, inPod(mounting(plain)), "sh", "-c",
+			"stat -c %u /v/file; cat /v/file 2>/dev/null; true"); out != "65534\n" {
 			t.Errorf("without a mapping: %q", out)
 		}
 		mapped := &runtimeapi.Mount{HostPath: dir, ContainerPath: "/v", UidMappings: idMap(), GidMappings: idMap()}
-		if out := s.says(t, inPod(mounting(mapped)), "sh", "-c", "stat -c %u /v/file; cat /v/file; echo; touch /v/new"); out != "0\nx\n" {
+		if out := s.says(t, inPod(mounting(mapped)), "sh", "-c",
+			"stat -c %u /v/file; cat /v/file; echo; touch /v/new"); out != "0\nx\n" {
 			t.Errorf("with a mapping: %q", out)
 		}
 		var st unix.Stat_t
@@ -120,7 +127,8 @@ func TestUserNamespace(t *testing.T) {
 	})
 
 	t.Run("an image volume", func(t *testing.T) {
-		m := &runtimeapi.Mount{ContainerPath: "/v", Readonly: true, Image: &runtimeapi.ImageSpec{Image: s.image}, ImageSubPath: "bin"}
+		m := &runtimeapi.Mount{ContainerPath: "/v", Readonly: true, Image: &runtimeapi.ImageSpec{Image: s.image},
+			ImageSubPath: "bin"}
 		if out := s.says(t, inPod(mounting(m)), "stat", "-c", "%u:%g", "/v/busybox"); out != "0:0\n" {
 			t.Errorf("%q", out)
 		}
@@ -130,7 +138,8 @@ func TestUserNamespace(t *testing.T) {
 		device := inPod(func(c *container, _ *security) {
 			c.Devices = []*runtimeapi.Device{{HostPath: "/dev/zero", ContainerPath: "/dev/nought", Permissions: "r"}}
 		})
-		if out := s.says(t, device, "sh", "-c", "head -c 2 /dev/nought | od -An -tx1; echo x > /dev/null"); out != " 00 00\n" {
+		if out := s.says(t, device, "sh", "-c",
+			"head -c 2 /dev/nought | od -An -tx1; echo x > /dev/null"); out != " 00 00\n" {
 			t.Errorf("a device by another name: %q", out)
 		}
 	})
@@ -165,7 +174,8 @@ func TestUserNamespaceSharesProcesses(t *testing.T) {
 	})
 	shared := inPod(func(_ *container, sc *security) { sc.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD })
 	s.run(t, shared, "sleep", "1000")
-	if out := s.says(t, shared, "sh", "-c", "cat /proc/1/comm; ps -o args | grep -c '[s]leep 1000'; ls /sys/class/net"); out != "kuri-init\n1\neth0\nlo\n" {
+	if out := s.says(t, shared, "sh", "-c",
+		"cat /proc/1/comm; ps -o args | grep -c '[s]leep 1000'; ls /sys/class/net"); out != "kuri-init\n1\neth0\nlo\n" {
 		t.Errorf("%q", out)
 	}
 }
@@ -179,11 +189,13 @@ func TestUserNamespaceCopies(t *testing.T) {
 	if _, errs, code := s.Kuri(t, "cp", src, id+":/tmp/f"); code != 0 {
 		t.Fatalf("exit code %d: %s", code, errs)
 	}
-	if got := s.Output(t, id, "sh", "-c", "stat -c %u:%g /tmp/f; chown 7:8 /tmp/f && cat /tmp/f"); got != "0:0\nchestnut\n" {
+	if got := s.Output(t, id, "sh", "-c",
+		"stat -c %u:%g /tmp/f; chown 7:8 /tmp/f && cat /tmp/f"); got != "0:0\nchestnut\n" {
 		t.Errorf("it has %q", got)
 	}
 	tarred, errs, code := s.Kuri(t, "cp", id+":/tmp/f", "-")
-	if h, err := tar.NewReader(strings.NewReader(tarred)).Next(); code != 0 || err != nil || h.Uid != 7 || h.Gid != 8 || h.Size != 9 {
+	if h, err := tar.NewReader(strings.NewReader(tarred)).Next(); code != 0 || err != nil || h.Uid != 7 || h.Gid != 8 ||
+		h.Size != 9 {
 		t.Errorf("exit code %d: %s: %+v, %v", code, errs, h, err)
 	}
 }
@@ -196,7 +208,8 @@ func TestUserNamespaceOnTheNodesNetwork(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out := s.says(t, onNode, "sh", "-c", "readlink /proc/self/ns/net; id -u; ls /sys/class/net | grep -c lo; ip link set lo mtu 1400 2>/dev/null || echo refused"); out != host+"\n0\n1\nrefused\n" {
+	if out := s.says(t, onNode, "sh", "-c",
+		"readlink /proc/self/ns/net; id -u; ls /sys/class/net | grep -c lo; ip link set lo mtu 1400 2>/dev/null || echo refused"); out != host+"\n0\n1\nrefused\n" {
 		t.Errorf("%q", out)
 	}
 }
@@ -236,7 +249,8 @@ func TestIDsOutsideAUserNamespace(t *testing.T) {
 		"supplemental group 65536": func(_ *container, sc *security) { sc.SupplementalGroups = []int64{65536} },
 		"user 70000":               func(c *container, _ *security) { c.Image.Image = ref },
 	} {
-		harness.WantError(t, s.refuses(t, inPod(change), "true"), codes.InvalidArgument, name+" is outside the pod's user namespace", "65536 ids")
+		harness.WantError(t, s.refuses(t, inPod(change), "true"), codes.InvalidArgument,
+			name+" is outside the pod's user namespace", "65536 ids")
 	}
 	last := inPod(func(_ *container, sc *security) {
 		sc.RunAsUser, sc.RunAsGroup = &runtimeapi.Int64Value{Value: 65535}, &runtimeapi.Int64Value{Value: 65535}
@@ -255,9 +269,11 @@ func TestUnmaskedProc(t *testing.T) {
 		t.Errorf("unmasked: %q", out)
 	}
 	masked := inPod(func(_ *container, sc *security) {
-		sc.MaskedPaths, sc.ReadonlyPaths = []string{"/proc/kcore", "/proc/timer_list", "/proc/keys"}, []string{"/proc/sys", "/proc/irq"}
+		sc.MaskedPaths, sc.ReadonlyPaths = []string{"/proc/kcore", "/proc/timer_list", "/proc/keys"}, []string{"/proc/sys",
+			"/proc/irq"}
 	})
-	if out := s.says(t, masked, "sh", "-c", "(echo 78 > /proc/sys/kernel/msgmax) 2>/dev/null || echo read-only; grep -q ' /proc/sys proc ro' /proc/mounts && echo mounted"); out != "read-only\nmounted\n" {
+	if out := s.says(t, masked, "sh", "-c",
+		"(echo 78 > /proc/sys/kernel/msgmax) 2>/dev/null || echo read-only; grep -q ' /proc/sys proc ro' /proc/mounts && echo mounted"); out != "read-only\nmounted\n" {
 		t.Errorf("as a kubelet asks for by default: %q", out)
 	}
 }

@@ -60,7 +60,8 @@ func TestMountOptions(t *testing.T) {
 		}
 	}
 	m := &runtimeapi.Mount{HostPath: dir, ContainerPath: "/v", MountOptions: []string{"nodev", "nosuid", "noexec"}}
-	if out := s.says(t, mounting(m), "grep", " /v ", "/proc/self/mountinfo"); !strings.Contains(out, "rw,nosuid,nodev,noexec") {
+	if out := s.says(t, mounting(m), "grep", " /v ", "/proc/self/mountinfo"); !strings.Contains(out,
+		"rw,nosuid,nodev,noexec") {
 		t.Errorf("mountinfo: %q", out)
 	}
 	for _, bad := range []*runtimeapi.Mount{
@@ -89,10 +90,12 @@ func TestImageVolume(t *testing.T) {
 		image.File{Path: "/link", Symlink: "dir"}, image.File{Path: "/out", Symlink: "/etc"},
 	)
 	volume := func(sub string) *runtimeapi.Mount {
-		return &runtimeapi.Mount{ContainerPath: "/v", Readonly: true, Image: &runtimeapi.ImageSpec{Image: ref}, ImageSubPath: sub}
+		return &runtimeapi.Mount{ContainerPath: "/v", Readonly: true, Image: &runtimeapi.ImageSpec{Image: ref},
+			ImageSubPath: sub}
 	}
 	for sub, cat := range map[string]string{"": "/v/dir/file", "dir": "/v/file", "link": "/v/file", "dir/file": "/v"} {
-		if out := s.says(t, mounting(volume(sub)), "sh", "-c", "cat "+cat+"; touch /v/x 2>/dev/null && echo written; true"); out != "hello\n" {
+		if out := s.says(t, mounting(volume(sub)), "sh", "-c", "cat "+cat+
+			"; touch /v/x 2>/dev/null && echo written; true"); out != "hello\n" {
 			t.Errorf("sub path %q: %q", sub, out)
 		}
 	}
@@ -101,14 +104,16 @@ func TestImageVolume(t *testing.T) {
 	harness.WantError(t, s.refuses(t, mounting(volume("../..")), "true"), codes.InvalidArgument, "image_sub_path")
 	writable := volume("dir")
 	writable.Readonly = false
-	harness.WantError(t, s.refuses(t, mounting(writable), "true"), codes.InvalidArgument, "mounts[0].readonly", "read-only")
+	harness.WantError(t, s.refuses(t, mounting(writable), "true"), codes.InvalidArgument, "mounts[0].readonly",
+		"read-only")
 	absent := volume("")
 	absent.Image = &runtimeapi.ImageSpec{Image: "docker.io/library/absent:1"}
 	harness.WantError(t, s.refuses(t, mounting(absent), "true"), codes.NotFound, "absent")
 
 	// A container keeps the layers of an image volume across a restart, the status names the image,
 	// and two containers can use it.
-	id := s.run(t, mounting(volume("dir"), &runtimeapi.Mount{ContainerPath: "/w", Readonly: true, Image: &runtimeapi.ImageSpec{Image: ref}}), "sleep", "1000")
+	id := s.run(t, mounting(volume("dir"),
+		&runtimeapi.Mount{ContainerPath: "/w", Readonly: true, Image: &runtimeapi.ImageSpec{Image: ref}}), "sleep", "1000")
 	st := s.ContainerStatus(t, id)
 	for i, m := range st.Mounts {
 		if got, pulled := m.GetImage().GetImageRef(), s.Pull(t, ref); got != pulled {
@@ -124,7 +129,8 @@ func TestImageVolume(t *testing.T) {
 	if _, errs, code := s.Kuri(t, "rmi", ref); code != 1 || !strings.Contains(errs, "mounts it as a volume") {
 		t.Errorf("kuri rmi exits %d: %s", code, errs)
 	}
-	if _, err := s.Images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
+	if _, err := s.Images.RemoveImage(t.Context(),
+		&runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
 		t.Fatal(err)
 	}
 	s.Restart(t)
@@ -138,7 +144,8 @@ func TestMissingHostPathsAreMade(t *testing.T) {
 	s := newShell(t, harness.Options{Config: "[pod]\ncreate_missing_host_paths = true"})
 	dir := t.TempDir()
 	made := filepath.Join(dir, "a", "b")
-	if out := s.says(t, mounting(&runtimeapi.Mount{HostPath: made, ContainerPath: "/v"}), "sh", "-c", "touch /v/x && stat -c %a /v"); out != "755\n" {
+	if out := s.says(t, mounting(&runtimeapi.Mount{HostPath: made, ContainerPath: "/v"}), "sh", "-c",
+		"touch /v/x && stat -c %a /v"); out != "755\n" {
 		t.Errorf("%q", out)
 	}
 	if _, err := os.Stat(filepath.Join(made, "x")); err != nil {
@@ -148,16 +155,20 @@ func TestMissingHostPathsAreMade(t *testing.T) {
 	if err := os.Symlink(filepath.Join(dir, "nowhere"), link); err != nil {
 		t.Fatal(err)
 	}
-	harness.WantError(t, s.refuses(t, mounting(&runtimeapi.Mount{HostPath: link, ContainerPath: "/v"}), "true"), codes.FailedPrecondition, link)
-	harness.WantError(t, s.refuses(t, mounting(&runtimeapi.Mount{HostPath: "relative", ContainerPath: "/v"}), "true"), codes.InvalidArgument, "relative")
-	harness.WantError(t, s.refuses(t, mounting(&runtimeapi.Mount{HostPath: "/proc/no/such", ContainerPath: "/v"}), "true"), codes.FailedPrecondition, "/proc/no/such")
+	harness.WantError(t, s.refuses(t, mounting(&runtimeapi.Mount{HostPath: link, ContainerPath: "/v"}), "true"),
+		codes.FailedPrecondition, link)
+	harness.WantError(t, s.refuses(t, mounting(&runtimeapi.Mount{HostPath: "relative", ContainerPath: "/v"}), "true"),
+		codes.InvalidArgument, "relative")
+	harness.WantError(t, s.refuses(t, mounting(&runtimeapi.Mount{HostPath: "/proc/no/such", ContainerPath: "/v"}), "true"),
+		codes.FailedPrecondition, "/proc/no/such")
 }
 
 // The pod's /dev/shm has the configured size and is shared by all of its containers.
 func TestShmSize(t *testing.T) {
 	s := newShell(t, harness.Options{Config: "[pod]\nshm_size = 1048576"})
 	id := s.run(t, nil, "sleep", "1000")
-	if out := s.Output(t, id, "sh", "-c", "df -k /dev/shm | tail -1 | awk '{print $2}'; dd if=/dev/zero of=/dev/shm/x bs=1k count=1025 2>/dev/null || echo full; echo y >/dev/shm/x"); out != "1024\nfull\n" {
+	if out := s.Output(t, id, "sh", "-c",
+		"df -k /dev/shm | tail -1 | awk '{print $2}'; dd if=/dev/zero of=/dev/shm/x bs=1k count=1025 2>/dev/null || echo full; echo y >/dev/shm/x"); out != "1024\nfull\n" {
 		t.Errorf("%q", out)
 	}
 	if out := s.says(t, nil, "cat", "/dev/shm/x"); out != "y\n" {
@@ -179,7 +190,8 @@ func TestVolumeOfAGroup(t *testing.T) {
 	as := func(groups ...int64) func(*container, *security) {
 		return func(c *container, sc *security) {
 			c.Mounts = []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "/v"}}
-			sc.RunAsUser, sc.RunAsGroup, sc.SupplementalGroups = &runtimeapi.Int64Value{Value: 1000}, &runtimeapi.Int64Value{Value: 1000}, groups
+			sc.RunAsUser, sc.RunAsGroup, sc.SupplementalGroups = &runtimeapi.Int64Value{Value: 1000},
+				&runtimeapi.Int64Value{Value: 1000}, groups
 		}
 	}
 	const look = "touch /v/x 2>/dev/null && stat -c %u:%g /v/x || echo refused"

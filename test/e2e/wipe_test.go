@@ -82,7 +82,8 @@ func TestWipe(t *testing.T) {
 	if pods, images := left(); pods != 0 || images != 1 {
 		t.Errorf("there are %d pods and %d images", pods, images)
 	}
-	if strings.Contains(run(t, "ip", "-o", "link", "show"), "kuri") || strings.Contains(run(t, "nft", "list", "tables"), "kuri-") {
+	if strings.Contains(run(t, "ip", "-o", "link", "show"), "kuri") ||
+		strings.Contains(run(t, "nft", "list", "tables"), "kuri-") {
 		t.Error("the network is left")
 	}
 

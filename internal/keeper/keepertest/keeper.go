@@ -1,5 +1,6 @@
-// Package keepertest has a keeper without processes, for tests of the keeper's clients that need neither root nor a kernel
-// that can do everything. It speaks the keeper's protocol over a real socket and keeps its pods and containers in memory.
+// Package keepertest has a keeper without processes, for tests of the keeper's clients that need
+// neither root nor a kernel that can do everything. It speaks the keeper's protocol over a real
+// socket and keeps its pods and containers in memory.
 //
 // It is no substitute for the stories in test/e2e: it creates no namespace and runs no program.
 package keepertest

@@ -287,7 +287,8 @@ func (s *Server) recoverNamespaces(in inheritance, box *sandbox) error {
 		}
 		switch {
 		case f == nil:
-			errs = append(errs, fmt.Errorf("its %s namespace is gone: the keeper and the holder died, and no process is in it", kind))
+			errs = append(errs, fmt.Errorf("its %s namespace is gone: the keeper and the holder died, and no process is in it",
+				kind))
 		case kind == "ipc":
 			box.set.IPC = f
 		case kind == "uts":

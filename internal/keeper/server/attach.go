@@ -48,7 +48,8 @@ func (s *Server) attachSession(ctx context.Context, conn *session.Conn, req *api
 	case <-c.exited:
 		return int(c.message().Exit.Code), nil
 	case <-l.late:
-		return 0, fault.New(fault.Exhausted, "detached: the client takes the output more slowly than the container writes it, which waits for nobody longer than %s", stallLimit)
+		return 0, fault.New(fault.Exhausted,
+			"detached: the client takes the output more slowly than the container writes it, which waits for nobody longer than %s", stallLimit)
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
@@ -113,7 +114,8 @@ func (s *stdin) take(id string) (taken, error) {
 	defer s.mu.Unlock()
 	switch {
 	case s.gone:
-		return taken{}, fault.New(fault.Precondition, "the stdin of container %s is closed: it was open once (stdin_once)", id)
+		return taken{}, fault.New(fault.Precondition, "the stdin of container %s is closed: it was open once (stdin_once)",
+			id)
 	case s.file == nil:
 		return taken{}, fault.New(fault.Precondition, "container %s has no stdin; it has to be created with stdin", id)
 	case !s.once:

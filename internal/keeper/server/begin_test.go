@@ -60,7 +60,8 @@ func (n *node) hang(j *job, dir string) {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
 			return err
 		}
-		return unix.Mount("hung", dir, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", device))
+		return unix.Mount("hung", dir, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other",
+			device))
 	}))
 	// Answer the first request, INIT, with struct fuse_init_out of protocol 7.31. Later requests
 	// are read but not answered, so that processes that wait for them cannot be killed.
@@ -168,7 +169,8 @@ func TestExecNamesTheWorkingDirectory(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
 	for name, way := range map[string]func(*job){"fork server": func(*job) {}, "libcontainer": byLibcontainer} {
-		j := n.run(box, "cd /; rmdir /work/here; echo gone; sleep 1000", way, func(j *job) { j.spec.Process.Cwd = "/work/here" })
+		j := n.run(box, "cd /; rmdir /work/here; echo gone; sleep 1000", way,
+			func(j *job) { j.spec.Process.Cwd = "/work/here" })
 		n.waitOutput(j, "gone")
 		_, err := n.Exec(t.Context(), j.Id, []string{"true"}, false, keeper.Streams{})
 		if err == nil || !strings.Contains(err.Error(), "/work/here") {

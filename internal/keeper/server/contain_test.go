@@ -37,7 +37,8 @@ func started(t *testing.T, s *Server) *execution {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	x := &execution{running: &oci.Running{Pid: cmd.Process.Pid}, pid: cmd.Process.Pid, stdio: &stdio{}, ended: make(chan struct{})}
+	x := &execution{running: &oci.Running{Pid: cmd.Process.Pid}, pid: cmd.Process.Pid, stdio: &stdio{},
+		ended: make(chan struct{})}
 	s.reaper.mine(x.pid)
 	return x
 }
@@ -110,7 +111,8 @@ func TestAPanicInWhatWatchesAContainer(t *testing.T) {
 	}
 	end.Close() // not earlier: the reaper collects unmarked zombies
 	c := &container{
-		id: "broken", bundle: t.TempDir(), rec: containerRecord{State: api.State_RUNNING}, pidfd: pidfd, exited: make(chan struct{}),
+		id: "broken", bundle: t.TempDir(), rec: containerRecord{State: api.State_RUNNING}, pidfd: pidfd,
+		exited:  make(chan struct{}),
 		made:    &oci.Created{Pid: cmd.Process.Pid}, // without a cgroup
 		outputs: []*tap{nil},                        // and with an output that cannot be finished
 	}
@@ -120,7 +122,8 @@ func TestAPanicInWhatWatchesAContainer(t *testing.T) {
 	default:
 		t.Error("who waits for it waits for good")
 	}
-	if exit, err := keeper.ReadExit(c.bundle); err != nil || exit.Code != 3 || c.exit.Code != 3 || c.currentState() != api.State_EXITED || len(s.events.ring) != 1 {
+	if exit, err := keeper.ReadExit(c.bundle); err != nil || exit.Code != 3 || c.exit.Code != 3 ||
+		c.currentState() != api.State_EXITED || len(s.events.ring) != 1 {
 		t.Errorf("recorded is %+v, %v; the state is %s; %d events", exit, err, c.currentState(), len(s.events.ring))
 	}
 	if !gone(c.made.Pid) {

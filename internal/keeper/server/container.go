@@ -58,13 +58,15 @@ func (c *container) message() *api.Container {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	m := &api.Container{
-		Id: c.id, SandboxId: c.sandboxID, State: c.rec.State, CreatedAt: c.rec.CreatedAt, StartedAt: c.rec.StartedAt, Note: c.rec.Note,
+		Id: c.id, SandboxId: c.sandboxID, State: c.rec.State, CreatedAt: c.rec.CreatedAt, StartedAt: c.rec.StartedAt,
+		Note: c.rec.Note,
 	}
 	if c.rec.State != api.State_UNKNOWN { // Create no longer sets it
 		m.Pid, m.Init = int32(c.made.Pid), c.made.Init
 	}
 	if c.rec.State == api.State_EXITED {
-		m.Exit = &api.Exit{Code: c.exit.Code, FinishedAt: c.exit.FinishedAt, OomKilled: c.exit.OOMKilled, Unknown: c.exit.Unknown}
+		m.Exit = &api.Exit{Code: c.exit.Code, FinishedAt: c.exit.FinishedAt, OomKilled: c.exit.OOMKilled,
+			Unknown: c.exit.Unknown}
 	}
 	return m
 }

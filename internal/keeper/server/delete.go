@@ -48,7 +48,8 @@ func (s *Server) delete(id string) error {
 	defer c.verb.Unlock()
 	if err := s.runtime.Delete(id); err != nil {
 		if left, perr := c.made.Cgroup.Procs(); perr == nil && len(left) > 0 {
-			return fault.New(fault.Unavailable, "%w: process %s is still in its cgroup; deleting it can be tried again", err, process.Describe(left[0]))
+			return fault.New(fault.Unavailable, "%w: process %s is still in its cgroup; deleting it can be tried again", err,
+				process.Describe(left[0]))
 		}
 		return err
 	}

@@ -13,7 +13,8 @@ func TestMakeDirectories(t *testing.T) {
 	old := unix.Umask(0o077)
 	defer unix.Umask(old)
 	for _, err := range []error{
-		os.Chown(root, 1234, 4321), os.Mkdir(filepath.Join(root, "there"), 0o700), os.Symlink(outside, filepath.Join(root, "out")),
+		os.Chown(root, 1234, 4321), os.Mkdir(filepath.Join(root, "there"), 0o700), os.Symlink(outside,
+			filepath.Join(root, "out")),
 		os.WriteFile(filepath.Join(root, "file"), nil, 0o600),
 	} {
 		if err != nil {

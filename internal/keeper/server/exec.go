@@ -21,7 +21,8 @@ import (
 // its exit code. If ctx ends, because the caller cancels or disconnects, the process and all its
 // descendants are killed. Descendants that outlive an ordinary exit keep running and delay nothing.
 // The caller must call forget once it has reported the exit.
-func (s *Server) execSession(ctx context.Context, conn *session.Conn, req *api.ExecSession) (code int, forget func(), err error) {
+func (s *Server) execSession(ctx context.Context, conn *session.Conn,
+	req *api.ExecSession) (code int, forget func(), err error) {
 	forget = func() {}
 	c, err := s.container(req.Id)
 	if err != nil {
@@ -155,7 +156,8 @@ func (s *Server) beginExec(ctx context.Context, c *container, x *execution, req 
 		if len(req.Copy) > 0 {
 			running, err = s.runtime.Copy(ctx, executor, c.pidfd, s.execs.Add(1), req.Copy, x.stdio.theirs)
 		} else {
-			running, err = s.runtime.Exec(ctx, executor, c.pidfd, s.execs.Add(1), req.Args, x.stdio.theirs, func() error { return s.intendExec(x, req) })
+			running, err = s.runtime.Exec(ctx, executor, c.pidfd, s.execs.Add(1), req.Args, x.stdio.theirs,
+				func() error { return s.intendExec(x, req) })
 		}
 		if err == nil {
 			s.reaper.mine(running.Pid)

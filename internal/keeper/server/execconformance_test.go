@@ -84,7 +84,8 @@ func ownFilter(j *job) {
 func build(t *testing.T, name string) []byte {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), name)
-	if out, err := exec.Command("cc", "-static", "-Os", "-s", "-o", program, "testdata/"+name+".c").CombinedOutput(); err != nil {
+	if out, err := exec.Command("cc", "-static", "-Os", "-s", "-o", program, "testdata/"+name+
+		".c").CombinedOutput(); err != nil {
 		t.Fatalf("build %s: %v\n%s", name, err, out)
 	}
 	body, err := os.ReadFile(program)
@@ -104,7 +105,8 @@ func TestExecConformance(t *testing.T) {
 		p := j.spec.Process
 		p.User = specs.User{UID: 1000, GID: 1001, AdditionalGids: []uint32{7, 8, 1001}, Umask: &umask}
 		p.Cwd, p.OOMScoreAdj = "/tmp", &oom
-		p.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 100, Hard: 200}, {Type: "RLIMIT_CORE"}, {Type: "RLIMIT_MEMLOCK", Soft: 1 << 20, Hard: 1 << 21}}
+		p.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 100, Hard: 200}, {Type: "RLIMIT_CORE"},
+			{Type: "RLIMIT_MEMLOCK", Soft: 1 << 20, Hard: 1 << 21}}
 		p.Env = append(p.Env, "A=1", "A=2", "EMPTY=", "HOME=")
 		p.ConsoleSize = &specs.Box{Width: 111, Height: 44}
 	}
@@ -112,11 +114,13 @@ func TestExecConformance(t *testing.T) {
 		user(j)
 		p := j.spec.Process
 		p.NoNewPrivileges, p.Rlimits = false, nil
-		p.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps, Inheritable: caps, Ambient: caps[:1]}
+		p.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps, Inheritable: caps,
+			Ambient: caps[:1]}
 	}
 	without := func(kind specs.LinuxNamespaceType) func(*job) {
 		return func(j *job) {
-			j.spec.Linux.Namespaces = slices.DeleteFunc(j.spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == kind })
+			j.spec.Linux.Namespaces = slices.DeleteFunc(j.spec.Linux.Namespaces,
+				func(ns specs.LinuxNamespace) bool { return ns.Type == kind })
 		}
 	}
 	ids := []*api.IDMapping{{HostId: 1 << 20, Length: 5000}}
@@ -164,7 +168,8 @@ func TestExecConformance(t *testing.T) {
 			for i := range j.spec.Linux.Seccomp.Syscalls {
 				c := &j.spec.Linux.Seccomp.Syscalls[i]
 				c.Names = slices.DeleteFunc(c.Names, func(name string) bool {
-					return slices.Contains([]string{"setresuid", "setresgid", "prlimit64", "setrlimit", "sendto", "sendmsg", "faccessat2"}, name)
+					return slices.Contains([]string{"setresuid", "setresgid", "prlimit64", "setrlimit", "sendto", "sendmsg",
+						"faccessat2"}, name)
 				})
 			}
 		}},
@@ -181,7 +186,8 @@ func TestExecConformance(t *testing.T) {
 				j := n.run(box, "sleep "+nap, c.change, way, func(j *job) {
 					n.must(os.MkdirAll(filepath.Join(j.Rootfs.Upperdir, "etc"), 0o755))
 					n.must(os.WriteFile(filepath.Join(j.Rootfs.Upperdir, "calls"), calls, 0o755))
-					n.must(os.WriteFile(filepath.Join(j.Rootfs.Upperdir, "etc/passwd"), []byte("\nroot:x:0:0::/root:/bin/sh\nu:x:1234:5::/home/u:\n"), 0o644))
+					n.must(os.WriteFile(filepath.Join(j.Rootfs.Upperdir, "etc/passwd"),
+						[]byte("\nroot:x:0:0::/root:/bin/sh\nu:x:1234:5::/home/u:\n"), 0o644))
 					if c.box != nil {
 						n.must(os.Chown(j.Rootfs.Upperdir, 1<<20, 1<<20))
 					}
@@ -207,7 +213,8 @@ func TestExecConformance(t *testing.T) {
 				n.must(n.Delete(t.Context(), j.Id))
 			}
 			if reports[0] != reports[1] {
-				t.Errorf("by the fork server (-) and by libcontainer (+):\n%s", strings.Join(differences(reports[0], reports[1]), "\n"))
+				t.Errorf("by the fork server (-) and by libcontainer (+):\n%s",
+					strings.Join(differences(reports[0], reports[1]), "\n"))
 			}
 			for _, want := range []string{"its own session", "written", "/dev/pts/0", "in the foreground of terminal", "seen"} {
 				if !strings.Contains(reports[0], want) {

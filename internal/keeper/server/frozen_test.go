@@ -35,7 +35,8 @@ func (n *node) freeze(path string) (thaw func()) {
 // Processes of a container that are kept from running can still be killed.
 func TestContainersThatDoNotRunAreEnded(t *testing.T) {
 	n := newNode(t)
-	alone, shared := n.sandbox(), n.sandbox(func(r *api.CreateSandboxRequest) { r.Pid, r.CgroupsPath = true, n.cgroup+"/init" })
+	alone, shared := n.sandbox(),
+		n.sandbox(func(r *api.CreateSandboxRequest) { r.Pid, r.CgroupsPath = true, n.cgroup+"/init" })
 	for name, hold := range map[string]func(j *job, pid int){
 		"frozen":       func(j *job, _ int) { n.freeze(n.cgroup + "/" + j.Id) },
 		"frozen above": func(*job, int) { n.freeze(n.cgroup) },

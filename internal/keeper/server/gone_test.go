@@ -79,7 +79,8 @@ func TestContainersThatCannotBeStarted(t *testing.T) {
 		"a directory":    program("/etc"),
 		"cwd is a file":  func(j *job) { j.spec.Process.Cwd = "/etc/passwd" },
 		"mount onto a file": func(j *job) {
-			j.spec.Mounts = append(j.spec.Mounts, specs.Mount{Destination: "/etc/passwd", Type: "bind", Source: "/tmp", Options: []string{"rbind"}})
+			j.spec.Mounts = append(j.spec.Mounts, specs.Mount{Destination: "/etc/passwd", Type: "bind", Source: "/tmp",
+				Options: []string{"rbind"}})
 		},
 	} {
 		_, err := n.Create(t.Context(), n.job(box, "true", change).CreateRequest)
@@ -140,7 +141,8 @@ func TestUserNamespacesBelowAPrivateDirectory(t *testing.T) {
 		t.Errorf("probed: %q", probed.NoUserNamespaces)
 	}
 	n.must(os.Chmod(private, 0o711))
-	if probed, err = n.Probe(t.Context(), t.TempDir(), ""); err != nil || strings.Contains(probed.NoUserNamespaces, "search ") {
+	if probed, err = n.Probe(t.Context(), t.TempDir(), ""); err != nil ||
+		strings.Contains(probed.NoUserNamespaces, "search ") {
 		t.Errorf("probed: %q, %v", probed.NoUserNamespaces, err)
 	}
 }

@@ -31,7 +31,8 @@ func TestAKeeperThatHangs(t *testing.T) {
 		if took := time.Since(start); took > limit {
 			t.Errorf("%s took %s", what, took)
 		}
-		if !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "is stopped") || !strings.Contains(err.Error(), "kill -CONT") {
+		if !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "is stopped") ||
+			!strings.Contains(err.Error(), "kill -CONT") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -65,7 +66,8 @@ func TestAKeeperThatHangs(t *testing.T) {
 	if took := time.Since(start); took > 8*time.Second {
 		t.Errorf("a start took %s", took)
 	}
-	within("the state, for another", 3*time.Second/2, func(ctx context.Context) error { return other.Ready(ctx, 2*time.Second) })
+	within("the state, for another", 3*time.Second/2,
+		func(ctx context.Context) error { return other.Ready(ctx, 2*time.Second) })
 
 	n.must(syscall.Kill(pid, syscall.SIGCONT))
 	n.must(n.Ready(t.Context(), 10*time.Second))

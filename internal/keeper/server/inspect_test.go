@@ -85,7 +85,8 @@ func zombies(parent int) []string {
 	for _, f := range files {
 		body, _ := os.ReadFile(f)
 		if i := bytes.LastIndexByte(body, ')'); i > 0 {
-			if fields := strings.Fields(string(body[i+1:])); len(fields) > 1 && fields[0] == "Z" && fields[1] == fmt.Sprint(parent) {
+			if fields := strings.Fields(string(body[i+1:])); len(fields) > 1 && fields[0] == "Z" &&
+				fields[1] == fmt.Sprint(parent) {
 				found = append(found, string(body[:i+1]))
 			}
 		}

@@ -83,7 +83,8 @@ func TestLogRateSaysWhatItDrops(t *testing.T) {
 	last := entries[len(entries)-1]
 	var dropped, size, rate int
 	_, text, _ := strings.Cut(last, " stderr F [kuri] ")
-	if _, err := fmt.Sscanf(text, "%d lines (%d bytes) were dropped: this container may log %d bytes a second", &dropped, &size, &rate); err != nil || rate != 1000 {
+	if _, err := fmt.Sscanf(text, "%d lines (%d bytes) were dropped: this container may log %d bytes a second", &dropped,
+		&size, &rate); err != nil || rate != 1000 {
 		t.Fatalf("the last entry is %q: %v", last, err)
 	}
 	if dropped+strings.Count(string(body), " stdout F ") != 1000 && strings.Count(string(body), "[kuri]") == 1 {
@@ -130,7 +131,8 @@ func TestTheNoteOnDropsIsALineOfItsOwn(t *testing.T) {
 		_, entry, _ = strings.Cut(strings.TrimSuffix(entry, "\n"), " ")
 		got = append(got, entry[:min(len(entry), 16)])
 	}
-	want := []string{"stdout P xxxxxxx", "stdout F ", "stderr F [kuri] ", "stdout F y", "stdout F next", "stderr P questio", "stdout F [kuri] "}
+	want := []string{"stdout P xxxxxxx", "stdout F ", "stderr F [kuri] ", "stdout F y", "stdout F next",
+		"stderr P questio", "stdout F [kuri] "}
 	if !slices.Equal(got, want) {
 		t.Errorf("entries %q, want %q", got, want)
 	}

@@ -27,11 +27,13 @@ func (p logPlace) within(fn func(log string) error) error {
 		return err
 	}
 	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
-		return fault.New(fault.Invalid, "the log %s: its directory or one between it and the log directory of the pod, %s, is a symlink or no directory; links there are not followed",
+		return fault.New(fault.Invalid,
+			"the log %s: its directory or one between it and the log directory of the pod, %s, is a symlink or no directory; links there are not followed",
 			p.path, p.directory)
 	}
 	if err != nil {
-		return fault.New(fault.Precondition, "open the log: %w", &os.PathError{Op: "open", Path: filepath.Dir(p.path), Err: err})
+		return fault.New(fault.Precondition, "open the log: %w",
+			&os.PathError{Op: "open", Path: filepath.Dir(p.path), Err: err})
 	}
 	defer unix.Close(fd)
 	return fn(fmt.Sprintf("/proc/self/fd/%d/%s", fd, filepath.Base(p.path)))

@@ -46,7 +46,8 @@ func TestLinksAtALogDirectoryAreNotFollowed(t *testing.T) {
 			place.directory = filepath.Join(top, c.directory)
 		}
 		l, err := openLog(place, logLimits{})
-		if (err == nil) != c.ok || err != nil && (fault.Of(err) != fault.Invalid || !strings.Contains(err.Error(), place.path)) {
+		if (err == nil) != c.ok ||
+			err != nil && (fault.Of(err) != fault.Invalid || !strings.Contains(err.Error(), place.path)) {
 			t.Errorf("%s in %q: %v", c.log, c.directory, err)
 		}
 		if l != nil {
@@ -58,7 +59,8 @@ func TestLinksAtALogDirectoryAreNotFollowed(t *testing.T) {
 	}
 
 	// The same holds for an open log, when it is reopened and when it is rotated.
-	l, err := openLog(logPlace{filepath.Join(real, "pod/ctr/0.log"), filepath.Join(real, "pod")}, logLimits{size: 10, files: 1})
+	l, err := openLog(logPlace{filepath.Join(real, "pod/ctr/0.log"), filepath.Join(real, "pod")},
+		logLimits{size: 10, files: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -145,9 +145,11 @@ func mapLayers(dir string, layers []string, user *os.File) (mapped []string, unm
 		return nil, nil, fmt.Errorf("clone the mount of the layers in %s: %w", common, err)
 	}
 	defer unix.Close(fd)
-	err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(user.Fd())})
+	err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH,
+		&unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(user.Fd())})
 	if err != nil {
-		return nil, nil, fault.New(fault.Unimplemented, "the filesystem of %s cannot be mounted with mapped ids: %w", common, err)
+		return nil, nil, fault.New(fault.Unimplemented, "the filesystem of %s cannot be mounted with mapped ids: %w",
+			common, err)
 	}
 	at := filepath.Join(dir, mappedDir)
 	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
@@ -181,7 +183,8 @@ var overlayOptionsMax = os.Getpagesize() - 1
 // Layers are named by path if the options fit into a page. Otherwise, or if a path has a character
 // that is special to overlayfs, they are named by descriptor. So 128 layers fit on any kernel.
 func mountOverlay(target string, root *api.Rootfs, mountLabel string) error {
-	if options := overlayOptions(root.Lowerdirs, root.Upperdir, root.Workdir, mountLabel); plain(root) && len(options) <= overlayOptionsMax {
+	if options := overlayOptions(root.Lowerdirs, root.Upperdir, root.Workdir, mountLabel); plain(root) &&
+		len(options) <= overlayOptionsMax {
 		err := overlay(target, options)
 		if !errors.Is(err, unix.ENOENT) {
 			return err
@@ -222,14 +225,16 @@ func mountReadOnly(o *api.Overlay, mountLabel string) error {
 		short[i] = fmt.Sprintf("/proc/self/fd/%d", fd)
 	}
 	options := label.FormatMountLabel("lowerdir="+strings.Join(short, ":"), mountLabel)
-	if err := unix.Mount("overlay", o.Target, "overlay", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, options); err != nil {
+	if err := unix.Mount("overlay", o.Target, "overlay", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID,
+		options); err != nil {
 		return fmt.Errorf("mount overlay at %s (%s): %w", o.Target, options, err)
 	}
 	return nil
 }
 
 func overlayOptions(lower []string, upper, work, mountLabel string) string {
-	return label.FormatMountLabel("index=off,lowerdir="+strings.Join(lower, ":")+",upperdir="+upper+",workdir="+work, mountLabel)
+	return label.FormatMountLabel("index=off,lowerdir="+strings.Join(lower, ":")+",upperdir="+upper+",workdir="+work,
+		mountLabel)
 }
 
 func overlay(target, options string) error {

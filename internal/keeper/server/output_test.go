@@ -121,7 +121,8 @@ func TestATornEntryIsEnded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.HasSuffix(string(body), " stdout F after\n") || strings.Count(string(body), "\n") != 3 || log.dropped != 0 {
+	if !strings.HasSuffix(string(body), " stdout F after\n") || strings.Count(string(body), "\n") != 3 ||
+		log.dropped != 0 {
 		t.Errorf("log of %d bytes ends with %q", len(body), body[max(0, len(body)-60):])
 	}
 }

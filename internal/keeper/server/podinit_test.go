@@ -28,7 +28,8 @@ func TestPodInit(t *testing.T) {
 		t.Errorf("oom_score_adj %q", body)
 	}
 	status, _ := os.ReadFile(proc + "status")
-	for _, want := range []string{"CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Uid:\t65535", "Name:\tkuri-init"} {
+	for _, want := range []string{"CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1",
+		"Uid:\t65535", "Name:\tkuri-init"} {
 		if !strings.Contains(string(status), want) {
 			t.Errorf("no %q in %s", want, status)
 		}
@@ -64,7 +65,8 @@ func TestHostPIDOrphansAreReaped(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
 	j := n.run(box, `setsid sh -c 'sleep 0.1 & sleep 0.1 & exit 0' & sleep 4350`, func(j *job) {
-		j.spec.Linux.Namespaces = slices.DeleteFunc(j.spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.PIDNamespace })
+		j.spec.Linux.Namespaces = slices.DeleteFunc(j.spec.Linux.Namespaces,
+			func(ns specs.LinuxNamespace) bool { return ns.Type == specs.PIDNamespace })
 		// /proc of the host's PID namespace.
 		j.spec.Mounts[0] = specs.Mount{Destination: "/proc", Type: "bind", Source: "/proc", Options: []string{"rbind", "ro"}}
 	})
@@ -92,7 +94,8 @@ func TestSharedNamespacesAndShm(t *testing.T) {
 	box := n.sandbox(func(r *api.CreateSandboxRequest) { r.ShmBytes = 8 << 20 })
 	a := n.run(box, "sleep 1000")
 	n.exec(a, "echo shared >/dev/shm/note")
-	exit, out := n.finish(box, `cat /dev/shm/note; stat -c %a /dev/shm; df -k /dev/shm | tail -1; ip -o link; grep -c . /proc/self/mountinfo`)
+	exit, out := n.finish(box,
+		`cat /dev/shm/note; stat -c %a /dev/shm; df -k /dev/shm | tail -1; ip -o link; grep -c . /proc/self/mountinfo`)
 	for _, want := range []string{"shared\n", "1777\n", "8192", "LOOPBACK,UP"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("exit %+v: no %q in %s", exit, want, out)
@@ -119,7 +122,8 @@ func TestSysctls(t *testing.T) {
 	box := n.sandbox(func(r *api.CreateSandboxRequest) {
 		r.Uts = true
 		r.Sysctls = map[string]string{
-			"net.ipv4.ip_forward": "1", "kernel.shm_rmid_forced": "1", "net/ipv4/ip_unprivileged_port_start": "80", "kernel.domainname": "lab.test",
+			"net.ipv4.ip_forward": "1", "kernel.shm_rmid_forced": "1", "net/ipv4/ip_unprivileged_port_start": "80",
+			"kernel.domainname":             "lab.test",
 			"net.ipv4.conf.eth9.forwarding": "1", // left to the caller
 		}
 		r.DefaultSysctls = map[string]string{
@@ -140,7 +144,8 @@ func TestSysctls(t *testing.T) {
 		"net/../../etc/passwd":   func(*api.CreateSandboxRequest) {},
 	} {
 		id := newID()
-		req := &api.CreateSandboxRequest{Id: id, Network: true, Ipc: true, NetnsPath: "/run/netns/kuri-" + id, Sysctls: map[string]string{name: "1"}}
+		req := &api.CreateSandboxRequest{Id: id, Network: true, Ipc: true, NetnsPath: "/run/netns/kuri-" + id,
+			Sysctls: map[string]string{name: "1"}}
 		change(req)
 		_, err := n.CreateSandbox(t.Context(), req)
 		wantKind(t, err, fault.Invalid)

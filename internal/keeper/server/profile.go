@@ -11,7 +11,8 @@ import (
 // ends.
 func (s *Server) Profile(ctx context.Context, req *api.ProfileRequest) error {
 	defer s.stir()
-	finish, err := profile.Begin(profile.Request{Name: req.Name, Seconds: int(req.Seconds), Debug: int(req.Debug)}, req.Into)
+	finish, err := profile.Begin(profile.Request{Name: req.Name, Seconds: int(req.Seconds), Debug: int(req.Debug)},
+		req.Into)
 	if err != nil {
 		return err
 	}

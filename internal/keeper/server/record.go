@@ -144,8 +144,9 @@ func CheckRecords(state string) error {
 
 func tooNew(path string) error {
 	if version := record.Version(path); version > recordFormat {
-		return fault.New(fault.Precondition, "record %s has format version %d and was written by a newer kuri-keeper; this one reads 1 to %d: "+
-			"start the newer one, which goes on with what runs", path, version, recordFormat)
+		return fault.New(fault.Precondition,
+			"record %s has format version %d and was written by a newer kuri-keeper; this one reads 1 to %d: "+
+				"start the newer one, which goes on with what runs", path, version, recordFormat)
 	}
 	return nil
 }

@@ -112,7 +112,8 @@ func killStrays(known map[int]bool) {
 		if err != nil {
 			continue // it has exited
 		}
-		if slices.ContainsFunc(cgroup.Memberships(pid, "/kuri-keeper"), func(line string) bool { return slices.Contains(own, line) }) {
+		if slices.ContainsFunc(cgroup.Memberships(pid, "/kuri-keeper"),
+			func(line string) bool { return slices.Contains(own, line) }) {
 			slog.Info("killing what an earlier keeper has left", "process", process.Describe(pid))
 			pidfd.Signal(unix.SIGKILL)
 		}

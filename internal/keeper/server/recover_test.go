@@ -214,7 +214,8 @@ func TestExitsWhileNoKeeperIsThere(t *testing.T) {
 	short := n.run(box, "sleep 0.2; echo last words; exit 9")
 	killed := n.run(box, "sleep 1000")
 	limit := int64(32 << 20)
-	oom := n.run(box, "sleep 0.2; x=a; while :; do x=$x$x; done", func(j *job) { j.spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit} })
+	oom := n.run(box, "sleep 0.2; x=a; while :; do x=$x$x; done",
+		func(j *job) { j.spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit} })
 	info, err := n.Info(t.Context())
 	n.must(err)
 	pid := n.pids()[killed.Id]
@@ -228,7 +229,8 @@ func TestExitsWhileNoKeeperIsThere(t *testing.T) {
 		if c := n.wait(j); c.Exit.Code != want.Code || c.Exit.OomKilled != want.OomKilled || c.Exit.Unknown != "" {
 			t.Errorf("exit %+v, want %+v", c.Exit, want)
 		}
-		if record, err := keeper.ReadExit(j.Bundle); err != nil || record.Code != want.Code || record.OOMKilled != want.OomKilled {
+		if record, err := keeper.ReadExit(j.Bundle); err != nil || record.Code != want.Code ||
+			record.OOMKilled != want.OomKilled {
 			t.Errorf("%+v, %v", record, err)
 		}
 	}
@@ -276,7 +278,8 @@ func TestDamagedRecords(t *testing.T) {
 	}
 	list, err := n.List(t.Context())
 	n.must(err)
-	if i := slices.IndexFunc(list.Containers, func(c *api.Container) bool { return c.Id == j.Id }); i < 0 || list.Containers[i].Note == "" {
+	if i := slices.IndexFunc(list.Containers,
+		func(c *api.Container) bool { return c.Id == j.Id }); i < 0 || list.Containers[i].Note == "" {
 		t.Errorf("what was lost is not said: %v", list.Containers)
 	}
 	n.must(n.Signal(t.Context(), j.Id, syscall.SIGKILL, true))
@@ -365,9 +368,10 @@ func TestManyAreRecoveredQuickly(t *testing.T) {
 // A terminal survives the keeper: input is read, and output is in the log.
 func TestTerminalOutlivesTheKeeper(t *testing.T) {
 	n := newNode(t)
-	j := n.run(n.sandbox(), "echo ready; while read line; do echo \"got $line\"; [ \"$line\" = end ] && exit 4; done", func(j *job) {
-		j.Tty, j.spec.Process.Terminal = true, true
-	})
+	j := n.run(n.sandbox(), "echo ready; while read line; do echo \"got $line\"; [ \"$line\" = end ] && exit 4; done",
+		func(j *job) {
+			j.Tty, j.spec.Process.Terminal = true, true
+		})
 	n.waitOutput(j, "ready")
 	for _, word := range []string{"one", "two"} {
 		n.killKeeper(false)
@@ -394,7 +398,8 @@ func TestStdinOnceOutlivesTheKeeper(t *testing.T) {
 	n.must(n.stdinOf(given, "first\n"))
 	n.waitOutput(given, "ended")
 	n.killKeeper(false)
-	if _, err := n.Attach(t.Context(), given.Id, keeper.Streams{Stdin: strings.NewReader("more")}); !errors.Is(err, fault.Precondition) {
+	if _, err := n.Attach(t.Context(), given.Id, keeper.Streams{Stdin: strings.NewReader("more")}); !errors.Is(err,
+		fault.Precondition) {
 		t.Errorf("a stdin is given again: %v", err)
 	}
 	n.must(n.stdinOf(kept, "second\n"))
@@ -482,5 +487,6 @@ func TestNewerRecordsAreRefused(t *testing.T) {
 	// unexpected end.
 	log, err := os.ReadFile(filepath.Join(n.state, "keeper.log"))
 	n.must(err)
-	n.must(os.WriteFile(filepath.Join(n.state, "keeper.log"), []byte(strings.ReplaceAll(string(log), "kuri-keeper:", "refused:")), 0o600))
+	n.must(os.WriteFile(filepath.Join(n.state, "keeper.log"),
+		[]byte(strings.ReplaceAll(string(log), "kuri-keeper:", "refused:")), 0o600))
 }

@@ -166,7 +166,8 @@ func (s *Server) restoreContainer(c *container) error {
 			}
 		}
 	}
-	if err := s.runtime.Restore(c.id, c.made.Pid, state == api.State_CREATED); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := s.runtime.Restore(c.id, c.made.Pid, state == api.State_CREATED); err != nil &&
+		!errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if _, err := os.Stat(c.recordPath); err == nil {
@@ -274,7 +275,8 @@ func (s *Server) tellsOfOurs(events []byte) bool {
 			return true
 		}
 		name := strings.TrimRight(string(events[unix.SizeofInotifyEvent:unix.SizeofInotifyEvent+size]), "\x00")
-		if name == "keeper" || slices.ContainsFunc(s.ownFiles(), func(path string) bool { return filepath.Base(path) == name }) {
+		if name == "keeper" || slices.ContainsFunc(s.ownFiles(),
+			func(path string) bool { return filepath.Base(path) == name }) {
 			return true
 		}
 		events = events[unix.SizeofInotifyEvent+size:]

@@ -231,7 +231,8 @@ func (s *Server) resumeSession(ctx context.Context, req *api.ResumeSession) (cod
 
 // errMayHaveRun is the error for a command that is not started again because an earlier keeper may
 // have run it.
-var errMayHaveRun = fault.New(fault.Unavailable, "the keeper died while the command was being started: it may have run, and is not run again")
+var errMayHaveRun = fault.New(fault.Unavailable,
+	"the keeper died while the command was being started: it may have run, and is not run again")
 
 // beginAnew kills the exec that an earlier keeper started for a session that starts again: its
 // caller never had the stdio. If the exec may have run something, the error is errMayHaveRun, and

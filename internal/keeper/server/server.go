@@ -115,7 +115,8 @@ func takeLock(path, of string) (*os.File, error) {
 		pid := make([]byte, 16)
 		n, _ := f.Read(pid)
 		f.Close()
-		return nil, fault.New(fault.Exists, "a %s serves this state directory already: pid %s", of, strings.TrimSpace(string(pid[:n])))
+		return nil, fault.New(fault.Exists, "a %s serves this state directory already: pid %s", of,
+			strings.TrimSpace(string(pid[:n])))
 	}
 	if err := errors.Join(f.Truncate(0), writeAt(f, strconv.Itoa(os.Getpid())+"\n")); err != nil {
 		f.Close()
@@ -131,7 +132,8 @@ func writeAt(f *os.File, text string) error {
 
 // contain calls a verb. A panic in it becomes an error of that verb: a bug must not end the parent
 // of every container.
-func contain(ctx context.Context, unmarshal ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, method ttrpc.Method) (resp any, err error) {
+func contain(ctx context.Context, unmarshal ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo,
+	method ttrpc.Method) (resp any, err error) {
 	err = fault.Contained(func() (err error) {
 		resp, err = method(ctx, unmarshal)
 		return err

@@ -80,7 +80,8 @@ func (s *Server) session(conn *session.Conn) {
 		case req.GetAttach() != nil:
 			code, err = s.attachSession(ctx, conn, req.GetAttach())
 		default:
-			err = fault.New(fault.Unimplemented, "this keeper (version %s) does not know the session that was asked for", s.version)
+			err = fault.New(fault.Unimplemented, "this keeper (version %s) does not know the session that was asked for",
+				s.version)
 		}
 		return err
 	})

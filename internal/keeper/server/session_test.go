@@ -46,14 +46,16 @@ func TestExecReadsStdinToItsEnd(t *testing.T) {
 	j := n.run(n.sandbox(), "sleep 1000")
 	var stdout bytes.Buffer
 	in := strings.Repeat("0123456789abcdef", 1<<19) // 8 MiB: more than the capacity of any pipe
-	code, err := n.Exec(t.Context(), j.Id, []string{"sh", "-c", "cat; exit 3"}, false, keeper.Streams{Stdin: strings.NewReader(in), Stdout: &stdout})
+	code, err := n.Exec(t.Context(), j.Id, []string{"sh", "-c", "cat; exit 3"}, false,
+		keeper.Streams{Stdin: strings.NewReader(in), Stdout: &stdout})
 	if err != nil || code != 3 || stdout.String() != in {
 		t.Errorf("%d, %d bytes, %v", code, stdout.Len(), err)
 	}
 	// A process that does not read does not delay the session's end, and neither does its input.
 	never, end := io.Pipe()
 	defer end.Close()
-	if code, err = n.Exec(t.Context(), j.Id, []string{"true"}, false, keeper.Streams{Stdin: never}); err != nil || code != 0 {
+	if code, err = n.Exec(t.Context(), j.Id, []string{"true"}, false, keeper.Streams{Stdin: never}); err != nil ||
+		code != 0 {
 		t.Errorf("%d %v", code, err)
 	}
 	n.wantNoExecCgroups(j)
@@ -68,7 +70,8 @@ func TestTerminalIsResized(t *testing.T) {
 	out := &screen{}
 	done := make(chan error, 1)
 	go func() {
-		code, err := n.Exec(t.Context(), j.Id, []string{"sh", "-c", `trap 'stty size' WINCH; echo ready; read x; stty size; exit 9`}, true,
+		code, err := n.Exec(t.Context(), j.Id,
+			[]string{"sh", "-c", `trap 'stty size' WINCH; echo ready; read x; stty size; exit 9`}, true,
 			keeper.Streams{Stdin: in, Stdout: out, Resize: sizes})
 		if code != 9 {
 			err = errors.Join(err, fmt.Errorf("exit %d", code))
@@ -99,7 +102,8 @@ func TestASlowCallerHoldsUpItsOwnExec(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		_, err := n.Exec(ctx, j.Id, []string{"sh", "-c", "echo begin; exec dd if=/dev/zero bs=1M count=4321"}, false, keeper.Streams{Stdout: write})
+		_, err := n.Exec(ctx, j.Id, []string{"sh", "-c", "echo begin; exec dd if=/dev/zero bs=1M count=4321"}, false,
+			keeper.Streams{Stdout: write})
 		done <- err
 	}()
 	read.Read(make([]byte, 1))
@@ -145,7 +149,8 @@ func (broken) Write([]byte) (int, error) { panic("a bug") }
 func TestAPanicOfTheCallerKillsTheExec(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), "sleep 1000")
-	for name, with := range map[string]keeper.Streams{"stdin": {Stdin: broken{}}, "stdout": {Stdout: broken{}}, "stderr": {Stderr: broken{}}} {
+	for name, with := range map[string]keeper.Streams{"stdin": {Stdin: broken{}}, "stdout": {Stdout: broken{}},
+		"stderr": {Stderr: broken{}}} {
 		for _, tty := range []bool{false, true} {
 			if tty && name == "stderr" {
 				continue
@@ -204,7 +209,8 @@ func (a *attachment) pingUntil(heard <-chan struct{}) {
 
 func TestManyAttach(t *testing.T) {
 	n := newNode(t)
-	j := n.run(n.sandbox(), `echo early; while read x; do test $x = end && exit 7; echo got $x; echo err $x >&2; done`, func(j *job) { j.Stdin = true })
+	j := n.run(n.sandbox(), `echo early; while read x; do test $x = end && exit 7; echo got $x; echo err $x >&2; done`,
+		func(j *job) { j.Stdin = true })
 	n.waitOutput(j, "early")
 	a, b, c := n.attach(j, true), n.attach(j, true), n.attach(j, false)
 	// A client that has received something receives everything from then on.
@@ -263,7 +269,8 @@ func TestWhoAttachesHearsTheFirstAnswer(t *testing.T) {
 
 func TestStdinOnce(t *testing.T) {
 	n := newNode(t)
-	j := n.run(n.sandbox(), `echo early; cat; echo eof; sleep 1; exit 5`, func(j *job) { j.Stdin, j.StdinOnce = true, true })
+	j := n.run(n.sandbox(), `echo early; cat; echo eof; sleep 1; exit 5`,
+		func(j *job) { j.Stdin, j.StdinOnce = true, true })
 	n.waitOutput(j, "early")
 	a := n.attach(j, true)
 	a.await(t, "early\n") // kept for the first client
@@ -394,7 +401,8 @@ func TestExecsLeaveNoDescriptors(t *testing.T) {
 		if code, _ := n.execOnTerminal(j, "true"); code != 0 {
 			t.Fatal(code)
 		}
-		if _, err := n.Exec(t.Context(), j.Id, []string{"nonesuch"}, true, keeper.Streams{}); err == nil { // after the terminal was created
+		// after the terminal was created
+		if _, err := n.Exec(t.Context(), j.Id, []string{"nonesuch"}, true, keeper.Streams{}); err == nil {
 			t.Fatal("no error")
 		}
 	}

@@ -64,7 +64,8 @@ func TestSkim(t *testing.T) {
 				}
 			}
 			// Output that was read before it was dropped counts with the prefixes of its entries.
-			if all := len(line) * lines; written+dropped < all || written+dropped > all*3/2 || written < 2*rate || written > 5*rate*rateBurst {
+			if all := len(line) * lines; written+dropped < all || written+dropped > all*3/2 || written < 2*rate ||
+				written > 5*rate*rateBurst {
 				t.Errorf("%d bytes are written and %d dropped, of %d", written, dropped, all)
 			}
 			if attached && heard != len(line)*lines {

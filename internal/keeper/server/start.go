@@ -20,7 +20,8 @@ func (s *Server) Start(ctx context.Context, id string) (*api.Container, error) {
 		return nil, err
 	}
 	m, _, err := s.containerFlights.Do(ctx, "start "+id, func(ctx context.Context) (*api.Container, error) {
-		m, steps, err := stepped(ctx, s, "Start", func(ctx context.Context) (*api.Container, error) { return s.start(ctx, c) })
+		m, steps, err := stepped(ctx, s, "Start",
+			func(ctx context.Context) (*api.Container, error) { return s.start(ctx, c) })
 		if err == nil {
 			m.Steps = steps
 		}

@@ -17,7 +17,8 @@ func TestVerbsTellTheirSteps(t *testing.T) {
 		end := int64(0)
 		for _, s := range steps {
 			if s.AfterNs < end || s.TookNs < 0 {
-				t.Errorf("%s: step %s begins %d ns after the beginning, before the end of the one before, %d", verb, s.Name, s.AfterNs, end)
+				t.Errorf("%s: step %s begins %d ns after the beginning, before the end of the one before, %d", verb, s.Name,
+					s.AfterNs, end)
 			}
 			end = s.AfterNs + s.TookNs
 			if !slices.Contains(names, s.Name) {

@@ -101,7 +101,8 @@ func (s *Server) takeSandboxes(old *predecessor, of *keeper.Predecessor, back *u
 	for _, box := range of.Held.Sandboxes {
 		path := s.recordPath(sandboxRecords, box.Id)
 		if _, err := os.Lstat(path); err == nil {
-			return fault.New(fault.Precondition, "the keeper, process %d, keeps records, as %s: kill it, and its holder starts another", of.Pid, path)
+			return fault.New(fault.Precondition,
+				"the keeper, process %d, keeps records, as %s: kill it, and its holder starts another", of.Pid, path)
 		}
 		back.Add("remove the record", func(context.Context) error { return removeRecord(path) })
 		if err := s.takeSandbox(old, box, of.Sandboxes[box.Id], devices[box.Id]); err != nil {
@@ -113,7 +114,8 @@ func (s *Server) takeSandboxes(old *predecessor, of *keeper.Predecessor, back *u
 
 // takeContainers duplicates what the old keeper holds of all containers, writes their records, and
 // returns the records of those that have not exited.
-func (s *Server) takeContainers(old *predecessor, of *keeper.Predecessor, back *undo.Stack) (running []*containerRecord, err error) {
+func (s *Server) takeContainers(old *predecessor, of *keeper.Predecessor,
+	back *undo.Stack) (running []*containerRecord, err error) {
 	for _, c := range of.Held.Containers {
 		path := s.recordPath(containerRecords, c.Id)
 		back.Add("remove the record", func(context.Context) error { return removeRecord(path) })
@@ -176,9 +178,11 @@ func (s *Server) takeShm(old *predecessor) (devices map[string]uint64, err error
 	return shm.Pods()
 }
 
-func (s *Server) takeSandbox(old *predecessor, box *api.Sandbox, asked *api.CreateSandboxRequest, shmDevice uint64) error {
+func (s *Server) takeSandbox(old *predecessor, box *api.Sandbox, asked *api.CreateSandboxRequest,
+	shmDevice uint64) error {
 	if asked == nil {
-		asked = &api.CreateSandboxRequest{Id: box.Id, NetnsPath: box.Namespaces["network"], Network: box.Namespaces["network"] != "", Pid: box.InitPid != 0}
+		asked = &api.CreateSandboxRequest{Id: box.Id, NetnsPath: box.Namespaces["network"],
+			Network: box.Namespaces["network"] != "", Pid: box.InitPid != 0}
 	}
 	r := s.recordOf(asked)
 	r.Made, r.ShmDevice, r.Namespaces = true, shmDevice, make(map[string]uint64)
@@ -226,7 +230,8 @@ func (s *Server) takeContainer(old *predecessor, c *api.Container, asked *api.Cr
 	r := &containerRecord{
 		ID: c.Id, SandboxID: c.SandboxId, Bundle: left.Bundle, Boot: s.boot, State: api.State_CREATED,
 		Rootfs: spec.Root.Path, CgroupsPath: spec.Linux.CgroupsPath, SystemdCgroup: asked.SystemdCgroup,
-		LogPath: asked.LogPath, LogDirectory: asked.LogDirectory, LogMaxBytes: asked.LogMaxBytes, LogMaxFiles: int(asked.LogMaxFiles), LogRate: asked.LogRateBytes,
+		LogPath: asked.LogPath, LogDirectory: asked.LogDirectory, LogMaxBytes: asked.LogMaxBytes,
+		LogMaxFiles: int(asked.LogMaxFiles), LogRate: asked.LogRateBytes,
 		TTY: asked.Tty, Stdin: asked.Stdin, StdinOnce: asked.StdinOnce,
 		Made: &left.Created, Born: left.Born, CreatedAt: c.CreatedAt, StartedAt: c.StartedAt,
 	}
@@ -398,7 +403,8 @@ func (p *predecessor) drain(ctx context.Context) {
 			quiet++
 		}
 		if time.Now().After(limit) || ctx.Err() != nil {
-			slog.Warn("the old keeper has not read all that its containers have printed: a piece of a log may be missing", "pid", p.pid, "unread_bytes", p.unread())
+			slog.Warn("the old keeper has not read all that its containers have printed: a piece of a log may be missing",
+				"pid", p.pid, "unread_bytes", p.unread())
 			return
 		}
 	}

@@ -27,7 +27,8 @@ func (s *Server) holdTarget(spec *specs.Spec, box *sandbox) (release func(), err
 		}
 		target := s.running(box, pid)
 		if target == nil {
-			return nil, fault.New(fault.Precondition, "share a PID namespace: no running container of the pod has the process %d; it has exited meanwhile", pid)
+			return nil, fault.New(fault.Precondition,
+				"share a PID namespace: no running container of the pod has the process %d; it has exited meanwhile", pid)
 		}
 		held, err := os.Open(ns.Path)
 		if err == nil && target.pidfd.HasEnded() {
@@ -47,7 +48,8 @@ func (s *Server) running(box *sandbox, pid int) *container {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range s.containers {
-		if state := c.currentState(); c.sandboxID == box.id && (state == api.State_CREATED || state == api.State_RUNNING) && c.made.Pid == pid {
+		if state := c.currentState(); c.sandboxID == box.id && (state == api.State_CREATED || state == api.State_RUNNING) &&
+			c.made.Pid == pid {
 			return c
 		}
 	}

@@ -20,8 +20,10 @@ func TestSharedPIDNamespaceIsAContainers(t *testing.T) {
 	box, other := n.sandbox(), n.sandbox()
 	of := func(pid int) func(*job) {
 		return func(j *job) {
-			j.spec.Linux.Namespaces = slices.DeleteFunc(j.spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.PIDNamespace })
-			j.spec.Linux.Namespaces = append(j.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace, Path: fmt.Sprintf("/proc/%d/ns/pid", pid)})
+			j.spec.Linux.Namespaces = slices.DeleteFunc(j.spec.Linux.Namespaces,
+				func(ns specs.LinuxNamespace) bool { return ns.Type == specs.PIDNamespace })
+			j.spec.Linux.Namespaces = append(j.spec.Linux.Namespaces,
+				specs.LinuxNamespace{Type: specs.PIDNamespace, Path: fmt.Sprintf("/proc/%d/ns/pid", pid)})
 		}
 	}
 	target := n.run(box, "echo ready; exec sleep 4361")

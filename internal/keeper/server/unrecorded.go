@@ -26,7 +26,8 @@ func (s *Server) removeUnrecorded(id string) error {
 	if err := endUnrecordedInit(id); err != nil {
 		return err
 	}
-	return errors.Join(namespace.Unpin(namespace.Pin(id)), s.shm.RemoveShm(id), removeDirs(filepath.Join(s.mounts(), id, "shm")),
+	return errors.Join(namespace.Unpin(namespace.Pin(id)), s.shm.RemoveShm(id),
+		removeDirs(filepath.Join(s.mounts(), id, "shm")),
 		removeRecord(path+".damaged"))
 }
 

@@ -26,12 +26,15 @@ func TestUserNamespace(t *testing.T) {
 	before := n.descriptors()
 	for _, pid := range []bool{false, true, false, true} {
 		box := n.sandbox(func(req *api.CreateSandboxRequest) { req.UidMappings, req.GidMappings, req.Pid = ids, ids, pid })
-		exit, out := n.finish(box, "id -u; cat /proc/self/uid_map; stat -c %u /bin/busybox /dev/shm /overlay/busybox; hostname; echo out > /dev/stdout", func(j *job) {
-			n.must(os.Chown(j.Rootfs.Upperdir, 1<<20, 1<<20))
-			target := strings.TrimSuffix(j.spec.Root.Path, "rootfs") + "bin"
-			j.Overlays = []*api.Overlay{{Lowerdirs: []string{n.layers[1] + "/bin"}, Target: target}}
-			j.spec.Mounts = append(j.spec.Mounts, specs.Mount{Destination: "/overlay", Type: "bind", Source: target, Options: []string{"rbind", "ro"}})
-		})
+		exit, out := n.finish(box,
+			"id -u; cat /proc/self/uid_map; stat -c %u /bin/busybox /dev/shm /overlay/busybox; hostname; echo out > /dev/stdout",
+			func(j *job) {
+				n.must(os.Chown(j.Rootfs.Upperdir, 1<<20, 1<<20))
+				target := strings.TrimSuffix(j.spec.Root.Path, "rootfs") + "bin"
+				j.Overlays = []*api.Overlay{{Lowerdirs: []string{n.layers[1] + "/bin"}, Target: target}}
+				j.spec.Mounts = append(j.spec.Mounts, specs.Mount{Destination: "/overlay", Type: "bind", Source: target,
+					Options: []string{"rbind", "ro"}})
+			})
 		if want := "0 0 1048576 1000 0 0 0 web out"; exit.Code != 0 || strings.Join(strings.Fields(out), " ") != want {
 			t.Errorf("shared processes %v: exit %d, %q", pid, exit.Code, out)
 		}

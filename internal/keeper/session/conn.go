@@ -85,7 +85,8 @@ func (c *Conn) Receive(m proto.Message) ([]*os.File, error) {
 	}
 	files, err := filesOf(control[:cn])
 	if err == nil && flags&unix.MSG_CTRUNC != 0 {
-		if err = errors.New("the message has too many descriptors"); len(files) < maxFiles { // the rest did not fit the limit of open files
+		// the rest did not fit the limit of open files
+		if err = errors.New("the message has too many descriptors"); len(files) < maxFiles {
 			err = fmt.Errorf("receive descriptors: %w", unix.EMFILE)
 		}
 	}

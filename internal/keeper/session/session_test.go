@@ -46,7 +46,8 @@ func TestMessagesCarryDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	write.Close()
-	long := &api.SessionRequest{Ask: &api.SessionRequest_Exec{Exec: &api.ExecSession{Id: "x", Args: []string{string(make([]byte, 1<<20))}}}}
+	long := &api.SessionRequest{Ask: &api.SessionRequest_Exec{Exec: &api.ExecSession{Id: "x",
+		Args: []string{string(make([]byte, 1<<20))}}}}
 	go a.Send(long)
 
 	reply := &api.SessionReply{}

@@ -36,5 +36,6 @@ func TestEmbedded(t *testing.T) {
 }
 
 func TestLibcontainer(t *testing.T) {
-	Run(t, Implementation{Open: func(root string) oci.Runtime { return oci.NewLibcontainer(root) }, Init: oci.InitLibcontainer})
+	Run(t, Implementation{Open: func(root string) oci.Runtime { return oci.NewLibcontainer(root) },
+		Init: oci.InitLibcontainer})
 }

@@ -44,7 +44,8 @@ func newNode(t *testing.T, of Implementation) *node {
 	if err != nil {
 		t.Skip("SKIP: /bin/busybox (busybox-static) is not installed")
 	}
-	n := &node{t: t, of: of, root: filepath.Join(t.TempDir(), "records"), layer: t.TempDir(), cgroup: fmt.Sprintf("/kuri-ocitest-%d", os.Getpid())}
+	n := &node{t: t, of: of, root: filepath.Join(t.TempDir(), "records"), layer: t.TempDir(),
+		cgroup: fmt.Sprintf("/kuri-ocitest-%d", os.Getpid())}
 	if n.groups, err = cgroup.Open(); err != nil {
 		t.Skipf("SKIP: %v", err)
 	}
@@ -129,7 +130,8 @@ func (n *node) container(script string, change ...func(*specs.Spec)) *container 
 	n.t.Helper()
 	n.next++
 	dir := n.t.TempDir()
-	c := &container{node: n, id: fmt.Sprintf("c%d", n.next), bundle: filepath.Join(dir, "bundle"), said: filepath.Join(dir, "said")}
+	c := &container{node: n, id: fmt.Sprintf("c%d", n.next), bundle: filepath.Join(dir, "bundle"),
+		said: filepath.Join(dir, "said")}
 	caps := []string{"CAP_CHOWN", "CAP_KILL"}
 	c.spec = &specs.Spec{
 		Version: specs.Version,
@@ -141,7 +143,8 @@ func (n *node) container(script string, change ...func(*specs.Spec)) *container 
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc"},
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "mode=755", "size=65536k"}},
-			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "newinstance", "ptmxmode=0666", "mode=0620"}},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts",
+				Options: []string{"nosuid", "newinstance", "ptmxmode=0666", "mode=0620"}},
 		},
 		Linux: &specs.Linux{
 			CgroupsPath: n.cgroup + "/" + c.id,
@@ -196,7 +199,8 @@ func (c *container) create() error {
 			if err != nil {
 				return err
 			}
-			c.made, err = c.runtime.Create(context.Background(), c.id, c.bundle, spec, false, oci.Stdio{Stdout: said, Stderr: said})
+			c.made, err = c.runtime.Create(context.Background(), c.id, c.bundle, spec, false,
+				oci.Stdio{Stdout: said, Stderr: said})
 			return err
 		}()
 	}()
@@ -243,13 +247,15 @@ func (c *container) output() string {
 }
 
 // exec runs a command in the container until it exits.
-func (c *container) exec(ctx context.Context, x *oci.Executor, seq uint64, args ...string) (code int, out string, err error) {
+func (c *container) exec(ctx context.Context, x *oci.Executor, seq uint64,
+	args ...string) (code int, out string, err error) {
 	c.t.Helper()
 	ours, theirs, err := os.Pipe()
 	c.must(err)
 	defer ours.Close()
 	told := 0
-	running, err := c.runtime.Exec(ctx, x, c.pidfd, seq, args, oci.Stdio{Stdout: theirs, Stderr: theirs}, func() error { told++; return nil })
+	running, err := c.runtime.Exec(ctx, x, c.pidfd, seq, args, oci.Stdio{Stdout: theirs, Stderr: theirs},
+		func() error { told++; return nil })
 	theirs.Close()
 	if err != nil {
 		return 0, "", err

@@ -114,7 +114,8 @@ func run(t *testing.T, script, archive string) {
 	ctx, cancel := context.WithTimeout(t.Context(), harness.Patient(5*time.Minute))
 	defer cancel()
 	root := harness.Repository()
-	cmd := exec.CommandContext(ctx, filepath.Join(root, "bench", "cell"), filepath.Join(root, "test", "e2e", "pages", "testdata", "prepare"), file, archive)
+	cmd := exec.CommandContext(ctx, filepath.Join(root, "bench", "cell"),
+		filepath.Join(root, "test", "e2e", "pages", "testdata", "prepare"), file, archive)
 	cmd.Dir = root
 	out, err := os.Create(filepath.Join(dir, "output")) // a file: open descriptors delay no end
 	if err != nil {
@@ -144,7 +145,8 @@ func TestMarks(t *testing.T) {
 				ran++
 			case "sh node":
 			default:
-				t.Errorf("%s:%d: mark the block as \"sh run\" or \"sh node\", see test/e2e/pages/doc.go", filepath.Base(path), b.line)
+				t.Errorf("%s:%d: mark the block as \"sh run\" or \"sh node\", see test/e2e/pages/doc.go", filepath.Base(path),
+					b.line)
 			}
 		}
 	}
@@ -204,7 +206,8 @@ var (
 // TestLinks follows the relative links of all pages and their anchors.
 func TestLinks(t *testing.T) {
 	root := harness.Repository()
-	paths := append(docs(t), filepath.Join(root, "README.md"), filepath.Join(root, "CONTRIBUTING.md"), filepath.Join(root, "SECURITY.md"))
+	paths := append(docs(t), filepath.Join(root, "README.md"), filepath.Join(root, "CONTRIBUTING.md"),
+		filepath.Join(root, "SECURITY.md"))
 	for _, path := range paths {
 		lines, _ := page(t, path)
 		for _, m := range link.FindAllStringSubmatch(strings.Join(lines, "\n"), -1) {

@@ -85,10 +85,15 @@ exit code of what they ran.`,
 	root.SetOut(c.Out)
 	root.SetErr(c.Err)
 	f := root.PersistentFlags()
-	f.StringVarP(&c.flags.Runtime, "runtime-endpoint", "r", "", "socket of the runtime (env CONTAINER_RUNTIME_ENDPOINT; default "+defaultEndpoint+")")
-	f.StringVarP(&c.flags.Image, "image-endpoint", "i", "", "socket of the image service (env IMAGE_SERVICE_ENDPOINT; default: the runtime's)")
-	f.DurationVarP(&c.flags.Timeout, "timeout", "t", 0, "how long one call may take (default "+defaultTimeout.String()+"; pulls have no limit)")
-	f.StringVar(&c.flags.File, "config", "", "file with runtime-endpoint, image-endpoint and timeout (env CRI_CONFIG_FILE; default "+defaultFile+" if it is there)")
+	f.StringVarP(&c.flags.Runtime, "runtime-endpoint", "r", "",
+		"socket of the runtime (env CONTAINER_RUNTIME_ENDPOINT; default "+defaultEndpoint+")")
+	f.StringVarP(&c.flags.Image, "image-endpoint", "i", "",
+		"socket of the image service (env IMAGE_SERVICE_ENDPOINT; default: the runtime's)")
+	f.DurationVarP(&c.flags.Timeout, "timeout", "t", 0, "how long one call may take (default "+defaultTimeout.String()+
+		"; pulls have no limit)")
+	f.StringVar(&c.flags.File, "config", "",
+		"file with runtime-endpoint, image-endpoint and timeout (env CRI_CONFIG_FILE; default "+defaultFile+
+			" if it is there)")
 	f.StringVar(&c.PodsDir, "pods-dir", defaultPodsDir, "directory for the volumes of the pods of kuri run")
 	f.StringVar(&c.LogsDir, "logs-dir", DefaultLogsDir, "directory for the logs of the pods of kuri run")
 	return root

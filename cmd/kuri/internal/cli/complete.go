@@ -35,7 +35,8 @@ func complete(arguments int, list func(context.Context) ([]string, error)) Compl
 			cobra.CompDebugln(err.Error(), false)
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		names = slices.DeleteFunc(names, func(n string) bool { return !strings.HasPrefix(n, prefix) || slices.Contains(args, n) })
+		names = slices.DeleteFunc(names,
+			func(n string) bool { return !strings.HasPrefix(n, prefix) || slices.Contains(args, n) })
 		return names, cobra.ShellCompDirectiveNoFileComp
 	}
 }

@@ -109,12 +109,14 @@ func Describe(err error) string {
 	if s := StatusOf(err); s != nil {
 		// "stop pod x: rpc error: code = Unknown desc = why" becomes "stop pod x: why"
 		text = rpcPrefix.ReplaceAllString(text, "")
-		if s.Code() == codes.DeadlineExceeded && strings.HasPrefix(s.Message(), "context deadline exceeded") { // ours, not the runtime's
+		// ours, not the runtime's
+		if s.Code() == codes.DeadlineExceeded && strings.HasPrefix(s.Message(), "context deadline exceeded") {
 			text = strings.Replace(text, s.Message(), "the runtime did not answer in time (see --timeout)", 1)
 		}
 	}
 	if ConnectionLost(err) {
-		text = strings.Replace(text, StatusOf(err).Message(), "the connection broke: the runtime has stopped or was restarted", 1)
+		text = strings.Replace(text, StatusOf(err).Message(),
+			"the connection broke: the runtime has stopped or was restarted", 1)
 	}
 	var unreachable *client.UnreachableError
 	if errors.As(err, &unreachable) {
@@ -170,7 +172,8 @@ func ConnectionLost(err error) bool {
 	if s == nil || s.Code() != codes.Unavailable {
 		return false
 	}
-	for _, text := range []string{"connection error: ", "error reading from server: ", "closing transport due to: ", "transport is closing"} {
+	for _, text := range []string{"connection error: ", "error reading from server: ", "closing transport due to: ",
+		"transport is closing"} {
 		if strings.HasPrefix(s.Message(), text) {
 			return true
 		}

@@ -25,12 +25,17 @@ func TestExitCodesOfErrors(t *testing.T) {
 		{NotFound("there is no pod %q", "x"), 3, "kuri: there is no pod \"x\"\n"},
 		{errors.Join(NotFound("a"), NotFound("b")), 3, "kuri: a\nkuri: b\n"},
 		{fmt.Errorf("stop x: %w", status.Error(codes.NotFound, "gone")), 3, "kuri: stop x: gone\n"},
-		{fmt.Errorf("pull x: %w", status.Error(codes.Unavailable, "registry.example does not answer")), 1, "kuri: pull x: registry.example does not answer\n"},
-		{status.Error(codes.Unavailable, "error reading from server: EOF"), 4, "kuri: the connection broke: the runtime has stopped or was restarted\n"},
-		{fmt.Errorf("list: %w", status.Error(codes.Unavailable, "connection error: desc = x")), 4, "kuri: list: the connection broke: the runtime has stopped or was restarted\n"},
+		{fmt.Errorf("pull x: %w", status.Error(codes.Unavailable, "registry.example does not answer")), 1,
+			"kuri: pull x: registry.example does not answer\n"},
+		{status.Error(codes.Unavailable, "error reading from server: EOF"), 4,
+			"kuri: the connection broke: the runtime has stopped or was restarted\n"},
+		{fmt.Errorf("list: %w", status.Error(codes.Unavailable, "connection error: desc = x")), 4,
+			"kuri: list: the connection broke: the runtime has stopped or was restarted\n"},
 		{status.Error(codes.DeadlineExceeded, "sleep was killed"), 1, "kuri: sleep was killed\n"},
-		{fmt.Errorf("list: %w", status.Error(codes.DeadlineExceeded, "context deadline exceeded")), 1, "kuri: list: the runtime did not answer in time (see --timeout)\n"},
-		{errors.Join(fmt.Errorf("stop x: %w", status.Error(codes.Unknown, "why")), fmt.Errorf("stop y: %w", status.Error(codes.Internal, "else"))), 1, "kuri: stop x: why\nkuri: stop y: else\n"},
+		{fmt.Errorf("list: %w", status.Error(codes.DeadlineExceeded, "context deadline exceeded")), 1,
+			"kuri: list: the runtime did not answer in time (see --timeout)\n"},
+		{errors.Join(fmt.Errorf("stop x: %w", status.Error(codes.Unknown, "why")),
+			fmt.Errorf("stop y: %w", status.Error(codes.Internal, "else"))), 1, "kuri: stop x: why\nkuri: stop y: else\n"},
 	} {
 		c, _, errs := newCLI(nil)
 		if code := c.Exit(context.Background(), tt.err); code != tt.code || errs.String() != tt.says {
@@ -68,7 +73,8 @@ func TestNotServed(t *testing.T) {
 			t.Errorf("%q: %t", text, !want)
 		}
 	}
-	if !NotServed(status.Error(codes.Unimplemented, "")) || NotServed(status.Error(codes.NotFound, "unknown method x")) || NotServed(nil) {
+	if !NotServed(status.Error(codes.Unimplemented, "")) || NotServed(status.Error(codes.NotFound, "unknown method x")) ||
+		NotServed(nil) {
 		t.Error("without a text, another code, or no error")
 	}
 }

@@ -117,7 +117,8 @@ func (v *Inventory) RunningContainer(name string) (c *runtimeapi.Container, only
 func (c *CLI) FindRunning(have *Inventory, name string) (*runtimeapi.Container, error) {
 	ct, only, err := have.RunningContainer(name)
 	if only {
-		fmt.Fprintf(c.Err, "kuri: container %s, the only one of %s that runs\n", Printable(ct.GetMetadata().GetName()), Printable(name))
+		fmt.Fprintf(c.Err, "kuri: container %s, the only one of %s that runs\n", Printable(ct.GetMetadata().GetName()),
+			Printable(name))
 	}
 	return ct, err
 }
@@ -179,7 +180,8 @@ func (v *Inventory) missing(name, kind string) error {
 	if _, ok := IDText(name); !ok && name != "" {
 		n := len(withID(IDPrefix+name, v.Containers)) + len(withID(IDPrefix+name, v.Pods))
 		if n > 0 {
-			return NotFound("there is no %s %q (an id is taken for one from %d characters on, or with a prefix: %s%s)", kind, name, MinID, IDPrefix, name)
+			return NotFound("there is no %s %q (an id is taken for one from %d characters on, or with a prefix: %s%s)", kind,
+				name, MinID, IDPrefix, name)
 		}
 	}
 	if pods := v.podsMeant(name); len(pods) > 0 && kind == "container" {
@@ -234,7 +236,8 @@ func (v *Inventory) containersNamed(name string) []*runtimeapi.Container {
 		return nil
 	}
 	if podName == "" {
-		return v.current(slices.DeleteFunc(latest(v.Containers), func(c *runtimeapi.Container) bool { return c.GetMetadata().GetName() != own }))
+		return v.current(slices.DeleteFunc(latest(v.Containers),
+			func(c *runtimeapi.Container) bool { return c.GetMetadata().GetName() != own }))
 	}
 	var out []*runtimeapi.Container
 	for _, p := range v.podsMeant(podName) {
@@ -273,7 +276,8 @@ func (v *Inventory) ContainersIn(p *runtimeapi.PodSandbox, among []*runtimeapi.C
 			out = append(out, c)
 		}
 	}
-	slices.SortStableFunc(out, func(a, b *runtimeapi.Container) int { return int(min(max(a.CreatedAt-b.CreatedAt, -1), 1)) })
+	slices.SortStableFunc(out,
+		func(a, b *runtimeapi.Container) int { return int(min(max(a.CreatedAt-b.CreatedAt, -1), 1)) })
 	return out
 }
 

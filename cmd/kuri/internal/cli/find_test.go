@@ -43,7 +43,8 @@ func TestFind(t *testing.T) {
 		{name: "e9e9e9e9", container: "e9e9e9e9e9e9", running: "e9e9e9e9e9e9", either: "e9e9e9e9e9e9"},
 		{name: "gone", container: "?", running: "?", either: "?"}, // the exited one counts, too
 		{name: "gone2/gone", container: "5f6a7b8c9d0e", running: "?", either: "5f6a7b8c9d0e"},
-		{name: "gone2", pod: "ddd3", container: "?", running: "?", either: "ddd3"}, // a pod's name, and a container's in another pod
+		// a pod's name, and a container's in another pod
+		{name: "gone2", pod: "ddd3", container: "?", running: "?", either: "ddd3"},
 		{name: "id:ddd3", pod: "ddd3", container: "?", running: "0a0a0a0a0a0a", either: "ddd3"},
 		{name: "again-main", container: "77777777bbbb", running: "77777777bbbb", either: "77777777bbbb"},
 		{name: "anew", pod: "fff2", container: "77777777bbbb", running: "77777777bbbb", either: "fff2"},
@@ -83,7 +84,8 @@ func TestFind(t *testing.T) {
 
 func TestAmbiguousNamesTheCandidates(t *testing.T) {
 	_, err := clitest.Stock().Container("main")
-	for _, part := range []string{`"main" means several containers`, "default/db/main (container 222b)", "shop/db/main (container 333a)"} {
+	for _, part := range []string{`"main" means several containers`, "default/db/main (container 222b)",
+		"shop/db/main (container 333a)"} {
 		if err == nil || !strings.Contains(err.Error(), part) {
 			t.Errorf("%q is not in: %v", part, err)
 		}
@@ -106,7 +108,8 @@ func TestShortIDsAreHinted(t *testing.T) {
 	if _, err := clitest.Stock().Container("e9e"); !errors.As(err, &missing) || !strings.Contains(err.Error(), "id:e9e") {
 		t.Errorf("a short id: %v", err)
 	}
-	if _, _, err := clitest.Stock().PodOrContainer("none"); !errors.As(err, &missing) || strings.Contains(err.Error(), "id:") {
+	if _, _, err := clitest.Stock().PodOrContainer("none"); !errors.As(err, &missing) ||
+		strings.Contains(err.Error(), "id:") {
 		t.Errorf("no id at all: %v", err)
 	}
 }

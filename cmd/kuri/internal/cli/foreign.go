@@ -224,7 +224,8 @@ func flagOfVerbs(cmd *cobra.Command, name string) string {
 	return ""
 }
 
-// foreignTimeout returns a hint for -t with the meaning of another program: the time to stop, or the times of log lines.
+// foreignTimeout returns a hint for -t with the meaning of another program: the time to stop, or
+// the times of log lines.
 func foreignTimeout(cmd *cobra.Command, f *pflag.Flag, value string) string {
 	switch {
 	case f.Name != "timeout":
@@ -244,7 +245,8 @@ func ofKind(verb string, args []string) string {
 	kind, _, _ := strings.Cut(args[0], "/")
 	switch kind {
 	case "pod", "pods", "po":
-		return map[string]string{"get": "kuri pods, or kuri inspect NAME", "describe": "kuri inspect NAME", "delete": "kuri rm NAME"}[verb]
+		return map[string]string{"get": "kuri pods, or kuri inspect NAME", "describe": "kuri inspect NAME",
+			"delete": "kuri rm NAME"}[verb]
 	case "node", "nodes", "no":
 		return map[string]string{"get": "kuri info", "describe": "kuri info"}[verb]
 	case "event", "events", "ev":

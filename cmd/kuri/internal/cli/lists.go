@@ -37,7 +37,8 @@ func (o *ListOptions) ListFlags(cmd *cobra.Command, orders ...string) {
 		}
 		var err error
 		if o.Pattern, err = regexp.Compile(o.Name); err != nil {
-			return Usagef("--name %q: not a regular expression: %s", o.Name, strings.TrimPrefix(err.Error(), "error parsing regexp: "))
+			return Usagef("--name %q: not a regular expression: %s", o.Name,
+				strings.TrimPrefix(err.Error(), "error parsing regexp: "))
 		}
 		return format(cmd, args)
 	}

@@ -34,9 +34,11 @@ const (
 
 // FormatFlag adds the flag -o to cmd.
 func (c *CLI) FormatFlag(cmd *cobra.Command) {
-	cmd.Flags().StringVarP(&c.Format, "output", "o", FormatTable, "`FORMAT`: table, wide, json, yaml, jsonpath=TEMPLATE or go-template=TEMPLATE")
+	cmd.Flags().StringVarP(&c.Format, "output", "o", FormatTable,
+		"`FORMAT`: table, wide, json, yaml, jsonpath=TEMPLATE or go-template=TEMPLATE")
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(
-		[]string{FormatTable, FormatWide, FormatJSON, FormatYAML, formatPath + "=", formatTemplate + "="}, cobra.ShellCompDirectiveNoFileComp))
+		[]string{FormatTable, FormatWide, FormatJSON, FormatYAML, formatPath + "=", formatTemplate + "="},
+		cobra.ShellCompDirectiveNoFileComp))
 	cmd.PreRunE = func(*cobra.Command, []string) error {
 		name, text, templated := strings.Cut(c.Format, "=")
 		switch name {
@@ -333,7 +335,8 @@ func Age(nanos int64) string {
 func ParseBytes(s string) (resource.Quantity, error) {
 	number := strings.TrimRight(s, "bBkKmMgGtTi")
 	unit := strings.ToLower(s[len(number):])
-	shift, ok := map[string]uint{"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40}[strings.TrimSuffix(strings.TrimSuffix(unit, "b"), "i")]
+	shift, ok := map[string]uint{"": 0, "b": 0, "k": 10, "m": 20, "g": 30,
+		"t": 40}[strings.TrimSuffix(strings.TrimSuffix(unit, "b"), "i")]
 	f, err := strconv.ParseFloat(number, 64)
 	if err != nil || !ok || f <= 0 || f*float64(uint64(1)<<shift) > 1<<50 {
 		return resource.Quantity{}, errors.New("expected a number of bytes such as 64m, 1.5g or 64Mi")

@@ -10,7 +10,8 @@ import (
 
 func TestShort(t *testing.T) {
 	for d, want := range map[time.Duration]string{
-		-time.Second: "0s", 0: "0s", 45 * time.Second: "45s", 119 * time.Second: "119s", 200 * time.Second: "3m20s", 180 * time.Second: "3m",
+		-time.Second: "0s", 0: "0s", 45 * time.Second: "45s", 119 * time.Second: "119s", 200 * time.Second: "3m20s",
+		180 * time.Second:              "3m",
 		25*time.Minute + 3*time.Second: "25m", 5*time.Hour + 12*time.Minute: "5h12m", 20 * time.Hour: "20h",
 		76 * time.Hour: "3d4h", 40 * 24 * time.Hour: "40d",
 	} {
@@ -21,7 +22,8 @@ func TestShort(t *testing.T) {
 }
 
 func TestSize(t *testing.T) {
-	for n, want := range map[uint64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1536: "1.5 KiB", 1<<20 - 1: "1.0 MiB", 5 << 30: "5.0 GiB", 1<<64 - 1: "16.0 EiB"} {
+	for n, want := range map[uint64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1536: "1.5 KiB",
+		1<<20 - 1: "1.0 MiB", 5 << 30: "5.0 GiB", 1<<64 - 1: "16.0 EiB"} {
 		if got := Size(n); got != want {
 			t.Errorf("%d: %q, want %q", n, got, want)
 		}
@@ -32,7 +34,8 @@ func TestOutput(t *testing.T) {
 	c, out, _ := newCLI(nil)
 	msg := &runtimeapi.Container{Id: "x", Labels: map[string]string{"a": "b"}}
 	c.Format = FormatJSON
-	if err := c.PrintData(map[string]any{"status": msg, "info": UnpackInfo(map[string]string{"pid": "7", "text": "plain", "o": `{"k":[1]}`})}); err != nil {
+	if err := c.PrintData(map[string]any{"status": msg,
+		"info": UnpackInfo(map[string]string{"pid": "7", "text": "plain", "o": `{"k":[1]}`})}); err != nil {
 		t.Fatal(err)
 	}
 	// Zero values are printed.
@@ -47,7 +50,8 @@ func TestOutput(t *testing.T) {
 		t.Errorf("%v:\n%s", err, out)
 	}
 	out.Reset()
-	if err := Table(out, [][]string{{"A", "B"}, {"evil\x1b[31m\n", ""}}); err != nil || out.String() != "A            B\nevil?[31m?   -\n" {
+	if err := Table(out, [][]string{{"A", "B"}, {"evil\x1b[31m\n", ""}}); err != nil ||
+		out.String() != "A            B\nevil?[31m?   -\n" {
 		t.Errorf("%v: %q", err, out)
 	}
 }
@@ -55,7 +59,8 @@ func TestOutput(t *testing.T) {
 // Columns stand below each other whatever a cell's characters: wide ones, marks without a width, none at all.
 func TestTableColumns(t *testing.T) {
 	c, out, _ := newCLI(nil)
-	rows := [][]string{{"NAME", "STATE"}, {"日本語", "up"}, {"e\u0301tude", "up"}, {"", "up"}, {"🐳 x", ""}, {"a\u202eb", "up"}}
+	rows := [][]string{{"NAME", "STATE"}, {"日本語", "up"}, {"e\u0301tude", "up"}, {"", "up"}, {"🐳 x", ""},
+		{"a\u202eb", "up"}}
 	if err := Table(c.Out, rows); err != nil {
 		t.Fatal(err)
 	}

@@ -10,7 +10,8 @@ import (
 )
 
 func TestSecondsOfDoNotOverflow(t *testing.T) {
-	for n, want := range map[float64]time.Duration{0: 0, 1.5: 1500 * time.Millisecond, 1e10: math.MaxInt64, 1e300: math.MaxInt64, 9e9: 9_000_000_000 * time.Second} {
+	for n, want := range map[float64]time.Duration{0: 0, 1.5: 1500 * time.Millisecond, 1e10: math.MaxInt64,
+		1e300: math.MaxInt64, 9e9: 9_000_000_000 * time.Second} {
 		if got := Seconds(n); got != want {
 			t.Errorf("%g seconds are %d ns, want %d", n, got, want)
 		}
@@ -34,13 +35,17 @@ func TestSettings(t *testing.T) {
 		err     string
 	}{
 		{name: "defaults", want: settings{Runtime: defaultEndpoint, Image: defaultEndpoint, Timeout: defaultTimeout}},
-		{name: "file", content: "runtime-endpoint: unix:///f\ntimeout: 7\ndebug: true\n", want: settings{Runtime: "unix:///f", Image: "unix:///f", Timeout: 7 * time.Second}},
-		{name: "duration", content: "timeout: 1m\n", want: settings{Runtime: defaultEndpoint, Image: defaultEndpoint, Timeout: time.Minute}},
-		{name: "seconds as text", content: "timeout: \"9\"\n", want: settings{Runtime: defaultEndpoint, Image: defaultEndpoint, Timeout: 9 * time.Second}},
+		{name: "file", content: "runtime-endpoint: unix:///f\ntimeout: 7\ndebug: true\n",
+			want: settings{Runtime: "unix:///f", Image: "unix:///f", Timeout: 7 * time.Second}},
+		{name: "duration", content: "timeout: 1m\n", want: settings{Runtime: defaultEndpoint, Image: defaultEndpoint,
+			Timeout: time.Minute}},
+		{name: "seconds as text", content: "timeout: \"9\"\n",
+			want: settings{Runtime: defaultEndpoint, Image: defaultEndpoint, Timeout: 9 * time.Second}},
 		{name: "environment before file", content: "runtime-endpoint: unix:///f\nimage-endpoint: unix:///g\n",
 			env:  map[string]string{"CONTAINER_RUNTIME_ENDPOINT": "unix:///e"},
 			want: settings{Runtime: "unix:///e", Image: "unix:///g", Timeout: defaultTimeout}},
-		{name: "flag before environment", env: map[string]string{"CONTAINER_RUNTIME_ENDPOINT": "unix:///e", "IMAGE_SERVICE_ENDPOINT": "unix:///h"},
+		{name: "flag before environment", env: map[string]string{"CONTAINER_RUNTIME_ENDPOINT": "unix:///e",
+			"IMAGE_SERVICE_ENDPOINT": "unix:///h"},
 			flags: settings{Runtime: "/a.sock", Timeout: time.Second},
 			want:  settings{Runtime: "/a.sock", Image: "unix:///h", Timeout: time.Second}},
 		{name: "not YAML", content: "a: [", err: "read the configuration " + file},

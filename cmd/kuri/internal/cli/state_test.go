@@ -14,7 +14,8 @@ func TestContainerState(t *testing.T) {
 		{&runtimeapi.ContainerStatus{State: runtimeapi.ContainerState_CONTAINER_RUNNING}, "running"},
 		{&runtimeapi.ContainerStatus{}, "created"},
 		{&runtimeapi.ContainerStatus{State: runtimeapi.ContainerState_CONTAINER_EXITED, Reason: "Completed"}, "exited (0)"},
-		{&runtimeapi.ContainerStatus{State: runtimeapi.ContainerState_CONTAINER_EXITED, ExitCode: 137, Reason: "OOMKilled"}, "exited (137, OOMKilled)"},
+		{&runtimeapi.ContainerStatus{State: runtimeapi.ContainerState_CONTAINER_EXITED, ExitCode: 137, Reason: "OOMKilled"},
+			"exited (137, OOMKilled)"},
 		{&runtimeapi.ContainerStatus{State: runtimeapi.ContainerState_CONTAINER_UNKNOWN}, "unknown"},
 	} {
 		if got := ContainerState(tt.status); got != tt.want {

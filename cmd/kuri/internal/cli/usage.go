@@ -52,7 +52,8 @@ func CommandGroup(cmd *cobra.Command) *cobra.Command {
 		if len(args) == 0 {
 			return nil
 		}
-		return fmt.Errorf("there is no command %q%s", cmd.CommandPath()+" "+args[0], cmp.Or(suggest(cmd.SuggestionsFor(args[0])), members(cmd)))
+		return fmt.Errorf("there is no command %q%s", cmd.CommandPath()+" "+args[0],
+			cmp.Or(suggest(cmd.SuggestionsFor(args[0])), members(cmd)))
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	return cmd

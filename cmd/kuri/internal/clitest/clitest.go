@@ -12,7 +12,8 @@ import (
 // New returns an invocation with an environment of its own, and what it will write.
 func New(env map[string]string) (c *cli.CLI, out, errs *bytes.Buffer) {
 	out, errs = &bytes.Buffer{}, &bytes.Buffer{}
-	return &cli.CLI{In: strings.NewReader(""), Out: out, Err: errs, Env: func(k string) string { return env[k] }, Version: "dev"}, out, errs
+	return &cli.CLI{In: strings.NewReader(""), Out: out, Err: errs,
+		Env: func(k string) string { return env[k] }, Version: "dev"}, out, errs
 }
 
 const (
@@ -23,11 +24,13 @@ const (
 )
 
 func Sandbox(id, namespace, name string, state runtimeapi.PodSandboxState, created int64) *runtimeapi.PodSandbox {
-	return &runtimeapi.PodSandbox{Id: id, State: state, CreatedAt: created, Metadata: &runtimeapi.PodSandboxMetadata{Namespace: namespace, Name: name}}
+	return &runtimeapi.PodSandbox{Id: id, State: state, CreatedAt: created,
+		Metadata: &runtimeapi.PodSandboxMetadata{Namespace: namespace, Name: name}}
 }
 
 func container(id, pod, name string, state runtimeapi.ContainerState, attempt uint32) *runtimeapi.Container {
-	return &runtimeapi.Container{Id: id, PodSandboxId: pod, State: state, Metadata: &runtimeapi.ContainerMetadata{Name: name, Attempt: attempt}}
+	return &runtimeapi.Container{Id: id, PodSandboxId: pod, State: state,
+		Metadata: &runtimeapi.ContainerMetadata{Name: name, Attempt: attempt}}
 }
 
 // Stock is a node with names that are easy, names that are used twice, and names that look like ids.
@@ -65,21 +68,26 @@ func Stock() *cli.Inventory {
 	}
 }
 
-// LoggedInventory has pod a, whose sandbox was made anew, with container c at its third attempt, and pod b with c and d.
+// LoggedInventory has pod a, whose sandbox was made anew, with container c at its third attempt,
+// and pod b with c and d.
 func LoggedInventory() *cli.Inventory {
 	pod := func(id, name, uid string, at int64, state runtimeapi.PodSandboxState) *runtimeapi.PodSandbox {
-		return &runtimeapi.PodSandbox{Id: id, Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Uid: uid, Namespace: "default"}, CreatedAt: at, State: state}
+		return &runtimeapi.PodSandbox{Id: id, Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Uid: uid,
+			Namespace: "default"}, CreatedAt: at, State: state}
 	}
 	ct := func(id, pod, name string, attempt uint32) *runtimeapi.Container {
-		return &runtimeapi.Container{Id: id, PodSandboxId: pod, Metadata: &runtimeapi.ContainerMetadata{Name: name, Attempt: attempt}, CreatedAt: int64(attempt)}
+		return &runtimeapi.Container{Id: id, PodSandboxId: pod,
+			Metadata: &runtimeapi.ContainerMetadata{Name: name, Attempt: attempt}, CreatedAt: int64(attempt)}
 	}
 	return &cli.Inventory{
 		Pods: []*runtimeapi.PodSandbox{
-			pod("a-old", "a", "uid-a", 1, runtimeapi.PodSandboxState_SANDBOX_NOTREADY), pod("a-new", "a", "uid-a", 2, runtimeapi.PodSandboxState_SANDBOX_READY),
+			pod("a-old", "a", "uid-a", 1, runtimeapi.PodSandboxState_SANDBOX_NOTREADY), pod("a-new", "a", "uid-a", 2,
+				runtimeapi.PodSandboxState_SANDBOX_READY),
 			pod("b", "b", "uid-b", 3, runtimeapi.PodSandboxState_SANDBOX_READY),
 		},
 		Containers: []*runtimeapi.Container{
-			ct("a0", "a-old", "c", 0), ct("a1", "a-old", "c", 1), ct("a2", "a-new", "c", 2), ct("bc", "b", "c", 0), ct("bd", "b", "d", 1), ct("bd-old", "b", "d", 0),
+			ct("a0", "a-old", "c", 0), ct("a1", "a-old", "c", 1), ct("a2", "a-new", "c", 2), ct("bc", "b", "c", 0), ct("bd", "b",
+				"d", 1), ct("bd-old", "b", "d", 0),
 		},
 	}
 }

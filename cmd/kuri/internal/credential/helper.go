@@ -34,7 +34,8 @@ func get(ctx context.Context, helper, registry string) (c Credential, found bool
 	}
 	var answer struct{ Username, Secret string }
 	if err := json.Unmarshal(out, &answer); err != nil {
-		return Credential{}, false, fmt.Errorf("docker-credential-%s get: its answer is not what a credential helper says: %w", helper, err)
+		return Credential{}, false,
+			fmt.Errorf("docker-credential-%s get: its answer is not what a credential helper says: %w", helper, err)
 	}
 	if answer.Username == tokenUser {
 		return Credential{IdentityToken: answer.Secret}, true, nil

@@ -36,8 +36,9 @@ func newIdentity(t *testing.T) *identity {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "kuri-test"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "kuri-test"},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore:   time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
 	if err != nil {
@@ -100,8 +101,10 @@ func TestReach(t *testing.T) {
 		{"nothing of use", open, "capabilities = ['pull']\n", "certificate"},
 		{"not verified", open, "skip_verify = true\n", ""},
 		{"the server's name", open, "server = 'https://" + open + "'\nca = 'ca.crt'\n", ""},
-		{"the registry in a table", open, "server = 'https://" + open + "'\n[host.'https://" + open + "']\nca = 'ca.crt'\n", ""},
-		{"a mirror's CA", open, "server = 'https://" + open + "'\n[host.'https://mirror.example']\nca = 'ca.crt'\n", "certificate"},
+		{"the registry in a table", open, "server = 'https://" + open + "'\n[host.'https://" + open +
+			"']\nca = 'ca.crt'\n", ""},
+		{"a mirror's CA", open, "server = 'https://" + open + "'\n[host.'https://mirror.example']\nca = 'ca.crt'\n",
+			"certificate"},
 		{"a mirror alone", open, "ca = 'ca.crt'\n[host.'https://mirror.invalid']\nskip_verify = true\n", ""},
 		{"a path", open, "server = 'https://" + open + "/deep'\nca = 'ca.crt'\n", "404"},
 		{"headers", open, "ca = 'ca.crt'\n[header]\nX-Team = ['wrong']\n", "418"},
@@ -165,14 +168,16 @@ func TestReachByName(t *testing.T) {
 		write(t, filepath.Join(dir, "hosts.toml"), fmt.Sprintf("server = %q\n", server), 0o600)
 	}
 	for registry, want := range map[string]string{
-		"own.example": "https://own.example:5000/v2/", "docker.io": "https://hub.example/v2/", "a.io:5000": "https://a.example/v2/",
+		"own.example": "https://own.example:5000/v2/", "docker.io": "https://hub.example/v2/",
+		"a.io:5000":   "https://a.example/v2/",
 		"plain.io:80": "http://plain.example/v2/", "else.example": "https://first.example/v2/",
 	} {
 		if got := reach(t, []string{first, second}, registry).base.String(); got != want {
 			t.Errorf("%s is at %s, want %s", registry, got, want)
 		}
 	}
-	for registry, want := range map[string]string{"docker.io": "https://registry-1.docker.io/v2/", "else.example:1": "https://else.example:1/v2/"} {
+	for registry, want := range map[string]string{"docker.io": "https://registry-1.docker.io/v2/",
+		"else.example:1": "https://else.example:1/v2/"} {
 		if got := reach(t, nil, registry).base.String(); got != want {
 			t.Errorf("%s is at %s, want %s", registry, got, want)
 		}
@@ -195,8 +200,9 @@ func TestKept(t *testing.T) {
 		t.Error(got)
 	}
 	for registry, want := range map[string]map[string]Credential{
-		"docker.io":          {"docker.io": {Username: "u", Password: "p"}},
-		"quay.example":       {"quay.example": {Username: "q", Password: "p"}, "quay.example/team": {Username: "t", Password: "p"}, "quay.example/none": {Username: "q", Password: "p"}},
+		"docker.io": {"docker.io": {Username: "u", Password: "p"}},
+		"quay.example": {"quay.example": {Username: "q", Password: "p"},
+			"quay.example/team": {Username: "t", Password: "p"}, "quay.example/none": {Username: "q", Password: "p"}},
 		"other.example:5000": {"other.example:5000": {IdentityToken: "i"}},
 		"none.example":       {},
 	} {

@@ -79,7 +79,8 @@ func helperAddresses(registry string, keys ...string) []string {
 func keysFor[V any](p place, entries map[string]V) []string {
 	var found []string
 	for key := range entries {
-		if at := placeOf(key); at.host == p.host && (at.path == "" || p.path == at.path || strings.HasPrefix(p.path, at.path+"/")) {
+		if at := placeOf(key); at.host == p.host &&
+			(at.path == "" || p.path == at.path || strings.HasPrefix(p.path, at.path+"/")) {
 			found = append(found, key)
 		}
 	}
@@ -90,7 +91,8 @@ func keysFor[V any](p place, entries map[string]V) []string {
 			}
 			return 1
 		}
-		return cmp.Or(cmp.Compare(len(placeOf(b).path), len(placeOf(a).path)), cmp.Compare(rank(a), rank(b)), cmp.Compare(a, b))
+		return cmp.Or(cmp.Compare(len(placeOf(b).path), len(placeOf(a).path)), cmp.Compare(rank(a), rank(b)),
+			cmp.Compare(a, b))
 	})
 	return found
 }

@@ -19,19 +19,27 @@ func TestSpellings(t *testing.T) {
 		fits, not            []string // keys that match, and keys that do not
 	}{
 		{"docker.io", "library/busybox",
-			[]string{"https://index.docker.io/v1/", "https://index.docker.io/v1", "https://index.docker.io/v2/", "index.docker.io/v1/", "index.docker.io", "docker.io", "Docker.IO",
-				"registry-1.docker.io", "https://registry-1.docker.io/v2/", "https://docker.io", "https://docker.io/", "http://index.docker.io/v1/", "index.docker.io:443",
+			[]string{"https://index.docker.io/v1/", "https://index.docker.io/v1", "https://index.docker.io/v2/",
+				"index.docker.io/v1/", "index.docker.io", "docker.io", "Docker.IO",
+				"registry-1.docker.io", "https://registry-1.docker.io/v2/", "https://docker.io", "https://docker.io/",
+				"http://index.docker.io/v1/", "index.docker.io:443",
 				"docker.io/library", "docker.io/library/busybox", "https://registry.hub.docker.com"},
 			[]string{"docker.io/library/bus", "docker.io/team", "hub.docker.com", "index.docker.io:5000", "docker.io.example"}},
 		{"registry.example", "team/app",
-			[]string{"registry.example", "registry.example/", "REGISTRY.example", "https://registry.example", "http://registry.example", "HTTPS://registry.example/", "https://registry.example/v1/",
-				"https://registry.example/v2/", "https://registry.example/v2", "registry.example/v2/", "registry.example:443", "https://registry.example:443/", "http://registry.example:80", " registry.example ",
-				"https://registry.example/some/where", "registry.example/team", "registry.example/team/", "registry.example/team/app"},
-			[]string{"registry.example:5000", "registry.example:80", "other.registry.example", "example", "registry.example.", "registry.example/team/ap", "registry.example/app", "https://x@y/registry.example"}},
+			[]string{"registry.example", "registry.example/", "REGISTRY.example", "https://registry.example",
+				"http://registry.example", "HTTPS://registry.example/", "https://registry.example/v1/",
+				"https://registry.example/v2/", "https://registry.example/v2", "registry.example/v2/", "registry.example:443",
+				"https://registry.example:443/", "http://registry.example:80", " registry.example ",
+				"https://registry.example/some/where", "registry.example/team", "registry.example/team/",
+				"registry.example/team/app"},
+			[]string{"registry.example:5000", "registry.example:80", "other.registry.example", "example", "registry.example.",
+				"registry.example/team/ap", "registry.example/app", "https://x@y/registry.example"}},
 		{"registry.example:5000", "app",
-			[]string{"registry.example:5000", "https://registry.example:5000/v2/", "http://registry.example:5000", "registry.example:5000/app"},
+			[]string{"registry.example:5000", "https://registry.example:5000/v2/", "http://registry.example:5000",
+				"registry.example:5000/app"},
 			[]string{"registry.example", "registry.example:5001", "registry.example:50000"}},
-		{"127.0.0.1:5000", "app", []string{"127.0.0.1:5000", "http://127.0.0.1:5000/"}, []string{"127.0.0.1", "localhost:5000"}},
+		{"127.0.0.1:5000", "app", []string{"127.0.0.1:5000", "http://127.0.0.1:5000/"},
+			[]string{"127.0.0.1", "localhost:5000"}},
 		{"[::1]:5000", "app", []string{"[::1]:5000", "http://[::1]:5000/v2/"}, []string{"[::1]"}},
 	} {
 		for _, key := range slices.Concat(row.fits, row.not) {
@@ -44,7 +52,8 @@ func TestSpellings(t *testing.T) {
 				t.Errorf("%s/%s by %q: %+v, %v", row.registry, row.repository, key, got, err)
 			}
 			kept, err := f.Kept(t.Context(), row.registry)
-			if err != nil || (len(kept) == 0) != (len(want.Username) == 0) && !strings.Contains(key, "/team") && !strings.HasSuffix(key, "/app") && !strings.Contains(key, "/library") {
+			if err != nil || (len(kept) == 0) != (len(want.Username) == 0) && !strings.Contains(key, "/team") &&
+				!strings.HasSuffix(key, "/app") && !strings.Contains(key, "/library") {
 				t.Errorf("kept of %s by %q: %v, %v", row.registry, key, kept, err)
 			}
 		}
@@ -101,7 +110,8 @@ func TestEntries(t *testing.T) {
 		`{"auth": "secret!"}`:                            nil,
 		`"secret"`:                                       nil,
 	} {
-		got, err := open(t, fmt.Sprintf(`{"auths": {"registry.example": %s}}`, entry)).Find(t.Context(), "registry.example", "x")
+		got, err := open(t, fmt.Sprintf(`{"auths": {"registry.example": %s}}`, entry)).Find(t.Context(),
+			"registry.example", "x")
 		switch {
 		case want == nil:
 			if err == nil || strings.Contains(err.Error(), "secret") || !strings.Contains(err.Error(), "registry.example") {
@@ -111,7 +121,8 @@ func TestEntries(t *testing.T) {
 			t.Errorf("%s: %+v, %v", entry, got, err)
 		}
 	}
-	if got, err := open(t, "\xef\xbb\xbf{\"auths\": {\"x.example\": {\"auth\": \"dTpw\"}}}").Find(t.Context(), "x.example", "x"); got.Username != "u" || err != nil {
+	if got, err := open(t, "\xef\xbb\xbf{\"auths\": {\"x.example\": {\"auth\": \"dTpw\"}}}").Find(t.Context(), "x.example",
+		"x"); got.Username != "u" || err != nil {
 		t.Errorf("with a byte order mark: %+v, %v", got, err)
 	}
 }
@@ -126,20 +137,25 @@ func TestHelperAddresses(t *testing.T) {
 		for _, e := range left {
 			os.Remove(filepath.Join(dir, e.Name()))
 		}
-		write(t, filepath.Join(dir, strings.NewReplacer("/", "_", ":", "_").Replace(address)), `{"Username":"me","Secret":"hidden"}`, 0o600)
+		write(t, filepath.Join(dir, strings.NewReplacer("/", "_", ":", "_").Replace(address)),
+			`{"Username":"me","Secret":"hidden"}`, 0o600)
 	}
 	for _, row := range []struct{ registry, config, known string }{
 		{"docker.io", `{"credHelpers": {"docker.io": "kuritest"}}`, "https://index.docker.io/v1/"},
 		{"docker.io", `{"credHelpers": {"https://index.docker.io/v1/": "kuritest"}}`, "https://index.docker.io/v1/"},
 		{"docker.io", `{"credHelpers": {"index.docker.io": "kuritest"}}`, "index.docker.io"},
 		{"docker.io", `{"credsStore": "kuritest"}`, "https://index.docker.io/v1/"},
-		{"docker.io", `{"credsStore": "kuritest", "auths": {"https://registry-1.docker.io": {}}}`, "https://registry-1.docker.io"},
+		{"docker.io", `{"credsStore": "kuritest", "auths": {"https://registry-1.docker.io": {}}}`,
+			"https://registry-1.docker.io"},
 		{"registry.example", `{"credHelpers": {"https://registry.example/v2/": "kuritest"}}`, "registry.example"},
 		{"registry.example", `{"credHelpers": {"REGISTRY.example": "kuritest"}}`, "https://registry.example"},
-		{"registry.example", `{"credHelpers": {"registry.example/team": "kuritest", "registry.example": "not-there"}}`, "registry.example"},
+		{"registry.example", `{"credHelpers": {"registry.example/team": "kuritest", "registry.example": "not-there"}}`,
+			"registry.example"},
 		{"registry.example", `{"credsStore": "kuritest"}`, "https://registry.example"},
-		{"registry.example", `{"credsStore": "kuritest", "auths": {"https://registry.example/v1/": {}}}`, "https://registry.example/v1/"},
-		{"registry.example", `{"credsStore": "not-there", "credHelpers": {"registry.example": "kuritest"}}`, "registry.example"},
+		{"registry.example", `{"credsStore": "kuritest", "auths": {"https://registry.example/v1/": {}}}`,
+			"https://registry.example/v1/"},
+		{"registry.example", `{"credsStore": "not-there", "credHelpers": {"registry.example": "kuritest"}}`,
+			"registry.example"},
 	} {
 		knows(row.known)
 		got, err := open(t, row.config).Find(t.Context(), row.registry, "team/app")
@@ -148,7 +164,8 @@ func TestHelperAddresses(t *testing.T) {
 		}
 	}
 	knows("registry.example")
-	if got, err := open(t, `{"credsStore": "kuritest", "credHelpers": {"registry.example": ""}}`).Find(t.Context(), "registry.example", "x"); got != (Credential{}) || err != nil {
+	if got, err := open(t, `{"credsStore": "kuritest", "credHelpers": {"registry.example": ""}}`).Find(t.Context(),
+		"registry.example", "x"); got != (Credential{}) || err != nil {
 		t.Errorf("no helper for this one: %+v, %v", got, err)
 	}
 }

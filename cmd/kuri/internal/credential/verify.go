@@ -65,7 +65,8 @@ func Verify(ctx context.Context, at *Host, registry string, c Credential) error 
 			}
 		}
 	}
-	return fmt.Errorf("%s asks for credentials in a way that is not known here: %q", registry, first.Header.Get("WWW-Authenticate"))
+	return fmt.Errorf("%s asks for credentials in a way that is not known here: %q", registry,
+		first.Header.Get("WWW-Authenticate"))
 }
 
 type verifier struct {
@@ -97,7 +98,8 @@ func (v *verifier) bearer(ctx context.Context, base string, said map[string]stri
 		return fmt.Errorf("the registry's token server is named %q: %w", said["realm"], err)
 	}
 	if realm.Scheme != "https" && !isLoopback(realm.Host) && (at.Scheme != "http" || isLoopback(v.host)) {
-		return fmt.Errorf("the registry's token server %s is not asked over TLS: the credentials are not sent", realm.Redacted())
+		return fmt.Errorf("the registry's token server %s is not asked over TLS: the credentials are not sent",
+			realm.Redacted())
 	}
 	q := realm.Query()
 	q.Set("service", said["service"])

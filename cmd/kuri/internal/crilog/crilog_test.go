@@ -103,7 +103,8 @@ func TestRead(t *testing.T) {
 		{"tail of an unfinished line", three + stamp + " stdout F d", Options{Tail: 2}, []string{"c", "d"}},
 		{"partial", stamp + " stdout P he\n" + line("llo"), Options{Tail: All}, []string{"he+", "llo"}},
 		{"not in the format", "what\n" + line("a"), Options{Tail: All}, []string{"what", "a"}},
-		{"since", line("old") + strings.Replace(line("new"), "2024-01", "2024-07", 1), Options{Tail: All, Since: mid}, []string{"new"}},
+		{"since", line("old") + strings.Replace(line("new"), "2024-01", "2024-07", 1), Options{Tail: All, Since: mid},
+			[]string{"new"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := collect(context.Background(), logFile(t, tt.content), tt.o)
@@ -284,16 +285,19 @@ func TestFollowEndsWithItsContextAndItsErrors(t *testing.T) {
 		t.Errorf("context: %v", err)
 	}
 	gone := errors.New("gone")
-	if _, err := collect(context.Background(), path, Options{Tail: All, Follow: func(context.Context) (bool, error) { return false, gone }}); !errors.Is(err, gone) {
+	if _, err := collect(context.Background(), path,
+		Options{Tail: All, Follow: func(context.Context) (bool, error) { return false, gone }}); !errors.Is(err, gone) {
 		t.Errorf("error of Follow: %v", err)
 	}
-	if err := Read(context.Background(), path, Options{Tail: All}, func(Entry) error { return gone }); !errors.Is(err, gone) {
+	if err := Read(context.Background(), path, Options{Tail: All},
+		func(Entry) error { return gone }); !errors.Is(err, gone) {
 		t.Errorf("error of emit: %v", err)
 	}
 	if _, err := collect(context.Background(), path+".none", Options{Tail: All}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no file: %v", err)
 	}
-	if got, err := collect(context.Background(), path+".none", Options{Tail: All, Follow: func(context.Context) (bool, error) { return true, nil }}); err != nil || got != nil {
+	if got, err := collect(context.Background(), path+".none",
+		Options{Tail: All, Follow: func(context.Context) (bool, error) { return true, nil }}); err != nil || got != nil {
 		t.Errorf("ended without a log: %q %v", got, err)
 	}
 }

@@ -89,7 +89,8 @@ func (r *reader) list() ([]rotated, error) {
 		}
 	}
 	slices.SortFunc(all, func(a, b rotated) int { return cmp.Or(cmp.Compare(a.at(), b.at()), cmp.Compare(a.path, b.path)) })
-	return slices.CompactFunc(all, func(a, b rotated) bool { return a.at() == b.at() }), nil // not both names of a file being compressed
+	// not both names of a file being compressed
+	return slices.CompactFunc(all, func(a, b rotated) bool { return a.at() == b.at() }), nil
 }
 
 // tail seeks to the start of the last lines, in the open file or in a rotated one. It returns the

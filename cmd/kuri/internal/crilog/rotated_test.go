@@ -62,10 +62,12 @@ func TestReadRotatedFiles(t *testing.T) {
 	if err := os.WriteFile(path+".20260101-000000.gz", []byte("damaged"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := collect(context.Background(), path, Options{Tail: All}); err == nil || !strings.Contains(err.Error(), "20260101-000000.gz") {
+	if _, err := collect(context.Background(), path, Options{Tail: All}); err == nil ||
+		!strings.Contains(err.Error(), "20260101-000000.gz") {
 		t.Errorf("a damaged file: %v", err)
 	}
-	if got, err := collect(context.Background(), path, Options{Tail: 3}); err != nil || len(got) != 3 { // without the damaged one
+	// without the damaged one
+	if got, err := collect(context.Background(), path, Options{Tail: 3}); err != nil || len(got) != 3 {
 		t.Error(got, err)
 	}
 }

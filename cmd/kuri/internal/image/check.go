@@ -125,11 +125,13 @@ func keptAuths(ctx context.Context, c *cli.CLI, img *client.Images) ([]*kuriv1.R
 	for _, registry := range slices.Compact(registries) {
 		kept, err := file.Kept(ctx, registry)
 		if err != nil {
-			fmt.Fprintf(c.Err, "kuri: repairing without credentials of %s: %s\n", cli.Printable(registry), cli.Printable(err.Error()))
+			fmt.Fprintf(c.Err, "kuri: repairing without credentials of %s: %s\n", cli.Printable(registry),
+				cli.Printable(err.Error()))
 		}
 		for at, a := range kept {
 			auths = append(auths, &kuriv1.RegistryAuth{
-				Registry: at, Username: a.Username, Password: a.Password, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken,
+				Registry: at, Username: a.Username, Password: a.Password, IdentityToken: a.IdentityToken,
+				RegistryToken: a.RegistryToken,
 			})
 		}
 	}

@@ -120,5 +120,6 @@ func (s *diffSums) String() string {
 	if s.added+s.changed+s.deleted == 0 {
 		return "the files of both images are the same"
 	}
-	return fmt.Sprintf("%d added, %d changed, %d deleted: %s more, %s less", s.added, s.changed, s.deleted, cli.Size(uint64(s.more)), cli.Size(uint64(s.less)))
+	return fmt.Sprintf("%d added, %d changed, %d deleted: %s more, %s less", s.added, s.changed, s.deleted,
+		cli.Size(uint64(s.more)), cli.Size(uint64(s.less)))
 }

@@ -13,7 +13,8 @@ func TestHistoryPairsStepsWithLayers(t *testing.T) {
 			{"created_by": "ADD rootfs"},
 			{"created_by": "ENV A=b", "empty_layer": true},
 			{"created_by": "` + strings.Repeat("x", 80) + `"}]}`),
-		Layers: []*kuriv1.ImageLayer{{DiffId: "sha256:" + strings.Repeat("a", 64), Bytes: 2048}, {DiffId: "sha256:" + strings.Repeat("b", 64)}},
+		Layers: []*kuriv1.ImageLayer{{DiffId: "sha256:" + strings.Repeat("a", 64), Bytes: 2048},
+			{DiffId: "sha256:" + strings.Repeat("b", 64)}},
 	}
 	rows, err := historyRows(d, false)
 	if err != nil || len(rows) != 4 {
@@ -29,7 +30,8 @@ func TestHistoryPairsStepsWithLayers(t *testing.T) {
 		t.Errorf("the first step: %v", got)
 	}
 	// No history at all: a row for each layer. A configuration that is not JSON is an error.
-	if rows, err := historyRows(&kuriv1.ImageDescription{Config: []byte("{}"), Layers: d.Layers}, true); err != nil || len(rows) != 3 {
+	if rows, err := historyRows(&kuriv1.ImageDescription{Config: []byte("{}"), Layers: d.Layers}, true); err != nil ||
+		len(rows) != 3 {
 		t.Errorf("%v, %v", rows, err)
 	}
 	if _, err := historyRows(&kuriv1.ImageDescription{Config: []byte("no")}, true); err == nil {

@@ -33,7 +33,8 @@ func ListCommand(c *cli.CLI) *cobra.Command {
 				return err
 			}
 			defer img.Close()
-			return c.Show(cmd.Context(), o, func(ctx context.Context) (*cli.Listing, error) { return listImages(ctx, c, img, o) })
+			return c.Show(cmd.Context(), o,
+				func(ctx context.Context) (*cli.Listing, error) { return listImages(ctx, c, img, o) })
 		},
 	}
 	c.FormatFlag(cmd)
@@ -73,7 +74,8 @@ func listImages(ctx context.Context, c *cli.CLI, img *client.Images, o *cli.List
 
 // describeImages returns Kuri's own information about each image by id: when it was pulled and
 // whether it is in use.
-func describeImages(ctx context.Context, img *client.Images, list []*runtimeapi.Image) map[string]*kuriv1.ImageDescription {
+func describeImages(ctx context.Context, img *client.Images,
+	list []*runtimeapi.Image) map[string]*kuriv1.ImageDescription {
 	told := make(map[string]*kuriv1.ImageDescription, len(list))
 	for _, i := range list {
 		d, err := img.Kuri.Describe(ctx, &kuriv1.DescribeRequest{Image: i.Id})
@@ -134,7 +136,8 @@ const asVolume = "a volume"
 const maxUsers = 2
 
 // imageRows returns a row for each name of each image.
-func imageRows(list []*runtimeapi.Image, told map[string]*kuriv1.ImageDescription, users map[string][]string, full, wide bool) [][]string {
+func imageRows(list []*runtimeapi.Image, told map[string]*kuriv1.ImageDescription, users map[string][]string, full,
+	wide bool) [][]string {
 	var rows [][]string
 	for _, i := range list {
 		names := i.RepoTags
@@ -159,7 +162,8 @@ func imageRows(list []*runtimeapi.Image, told map[string]*kuriv1.ImageDescriptio
 			if repo, digest, ok := strings.Cut(name, "@"); ok && !full {
 				name = repo + "@" + cli.TrimID(digest, false)
 			}
-			row := []string{name, cli.TrimID(i.Id, full), cli.Size(i.Size), cli.Age(told[i.Id].GetPulledAt()), pinned, strings.Join(by, ", ")}
+			row := []string{name, cli.TrimID(i.Id, full), cli.Size(i.Size), cli.Age(told[i.Id].GetPulledAt()), pinned,
+				strings.Join(by, ", ")}
 			if wide {
 				row = append(row, digestIn(i, full), imageUser(i))
 			}

@@ -15,7 +15,8 @@ import (
 func TestImageRows(t *testing.T) {
 	two := "sha256:" + strings.Repeat("2", 64)
 	v := clitest.LoggedInventory()
-	v.Containers[0].ImageId, v.Containers[1].ImageRef, v.Containers[3].Image = two, two, &runtimeapi.ImageSpec{Image: "b:2"}
+	v.Containers[0].ImageId, v.Containers[1].ImageRef, v.Containers[3].Image = two, two,
+		&runtimeapi.ImageSpec{Image: "b:2"}
 	v.Containers[5].ImageRef = two
 	rows := imageRows([]*runtimeapi.Image{
 		{Id: two, RepoTags: []string{"z:1", "b:2"}, Size: 2048, Pinned: true},
@@ -42,7 +43,8 @@ func TestImageRows(t *testing.T) {
 
 func TestWideImageRows(t *testing.T) {
 	rows := imageRows([]*runtimeapi.Image{
-		{Id: "sha256:" + strings.Repeat("1", 64), RepoTags: []string{"a:1"}, RepoDigests: []string{"a@sha256:" + strings.Repeat("f", 64)}, Uid: &runtimeapi.Int64Value{}},
+		{Id: "sha256:" + strings.Repeat("1", 64), RepoTags: []string{"a:1"},
+			RepoDigests: []string{"a@sha256:" + strings.Repeat("f", 64)}, Uid: &runtimeapi.Int64Value{}},
 		{Id: "sha256:" + strings.Repeat("2", 64), RepoTags: []string{"b:1"}, Username: "www"},
 	}, nil, nil, false, true)
 	want := [][]string{

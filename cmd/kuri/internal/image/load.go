@@ -61,7 +61,8 @@ OCI image layout as a directory, or - for an archive on standard input. This nee
 			}
 			loaded, err := send(ctx, img, archive, name)
 			if cli.NotServed(err) {
-				return fmt.Errorf("%s is not Kuri's runtime, and the CRI itself cannot load archives: use the runtime's own tool", img.Endpoint())
+				return fmt.Errorf("%s is not Kuri's runtime, and the CRI itself cannot load archives: use the runtime's own tool",
+					img.Endpoint())
 			}
 			if err != nil {
 				return fmt.Errorf("load %s: %w", args[0], err)
@@ -71,7 +72,8 @@ OCI image layout as a directory, or - for an archive on standard input. This nee
 			}
 			for _, i := range loaded.Images {
 				for _, warning := range i.Warnings {
-					fmt.Fprintf(c.Err, "kuri: warning: %s: %s\n", cli.Printable(strings.Join(append(slices.Clone(i.References), i.Id), ", ")), cli.Printable(warning))
+					fmt.Fprintf(c.Err, "kuri: warning: %s: %s\n",
+						cli.Printable(strings.Join(append(slices.Clone(i.References), i.Id), ", ")), cli.Printable(warning))
 				}
 			}
 			return c.Print(loaded, func() error {
@@ -84,7 +86,8 @@ OCI image layout as a directory, or - for an archive on standard input. This nee
 	}
 	c.FreeShortFlags(cmd)
 	cmd.Flags().StringVarP(&input, "input", "i", "", "`PATH` of the archive, as in docker load -i")
-	cmd.Flags().StringVar(&name, "name", "", "`NAME` for an image that the archive does not name; a repository, for the tags that it gives")
+	cmd.Flags().StringVar(&name, "name", "",
+		"`NAME` for an image that the archive does not name; a repository, for the tags that it gives")
 	c.FormatFlag(cmd)
 	return cmd
 }
@@ -108,7 +111,8 @@ func loadLines(loaded []*kuriv1.LoadedImage, before []*runtimeapi.Image) []strin
 			case "":
 				fresh = append(fresh, fmt.Sprintf("loaded %s %s", ref, i.Id))
 			default:
-				fresh = append(fresh, fmt.Sprintf("loaded %s %s (until now the name of %s)", ref, i.Id, cli.TrimID(owner[ref], false)))
+				fresh = append(fresh, fmt.Sprintf("loaded %s %s (until now the name of %s)", ref, i.Id,
+					cli.TrimID(owner[ref], false)))
 			}
 		}
 		switch {
@@ -183,7 +187,8 @@ func pack(w io.Writer, dir string) error {
 		}
 		info, err := root.Stat(name) // opening a FIFO would wait for a writer
 		if err != nil && d.Type() == fs.ModeSymlink {
-			return fmt.Errorf("%s is a symlink that leads nowhere or out of the directory: copy the directory with cp -rL", filepath.Join(dir, name))
+			return fmt.Errorf("%s is a symlink that leads nowhere or out of the directory: copy the directory with cp -rL",
+				filepath.Join(dir, name))
 		}
 		if err != nil {
 			return err

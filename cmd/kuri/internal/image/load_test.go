@@ -17,7 +17,8 @@ import (
 )
 
 func TestLoadLines(t *testing.T) {
-	before := []*runtimeapi.Image{{Id: "sha256:1", RepoTags: []string{"a:1"}}, {Id: "sha256:2", RepoTags: []string{"b:1"}}, {Id: "sha256:4"}}
+	before := []*runtimeapi.Image{{Id: "sha256:1", RepoTags: []string{"a:1"}}, {Id: "sha256:2", RepoTags: []string{"b:1"}},
+		{Id: "sha256:4"}}
 	for _, tt := range []struct {
 		id   string
 		refs []string
@@ -30,12 +31,14 @@ func TestLoadLines(t *testing.T) {
 		{"sha256:3", []string{"b:1"}, "loaded b:1 sha256:3 (until now the name of 2)"},
 		{"sha256:4", nil, "was here already: sha256:4, without a name"},
 	} {
-		if got := strings.Join(loadLines([]*kuriv1.LoadedImage{{Id: tt.id, References: tt.refs}}, before), "|"); got != tt.want {
+		if got := strings.Join(loadLines([]*kuriv1.LoadedImage{{Id: tt.id, References: tt.refs}}, before),
+			"|"); got != tt.want {
 			t.Errorf("%s %q: %s", tt.id, tt.refs, got)
 		}
 	}
 	i := &kuriv1.LoadedImage{References: []string{"registry.example/x:v1", "docker.io/library/web:latest"}}
-	for name, want := range map[string]bool{"registry.example/x": true, "registry.example/x:v1": true, "registry.example/x:v2": false, "web": true, "web:latest": true, "registry.example/y": false, "UPPER": false} {
+	for name, want := range map[string]bool{"registry.example/x": true, "registry.example/x:v1": true,
+		"registry.example/x:v2": false, "web": true, "web:latest": true, "registry.example/y": false, "UPPER": false} {
 		if named(i, name) != want {
 			t.Errorf("%s: %t", name, !want)
 		}
@@ -54,7 +57,8 @@ func TestPackOddFiles(t *testing.T) {
 		if err := odd(path); err != nil {
 			t.Fatal(err)
 		}
-		if err := pack(io.Discard, dir); err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), says) {
+		if err := pack(io.Discard, dir); err == nil || !strings.Contains(err.Error(), path) ||
+			!strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v", says, err)
 		}
 	}

@@ -280,7 +280,8 @@ func bar(l *kuriv1.LayerProgress, r *rate, width int) string {
 	} else if l.Size > 0 {
 		n = int(min(max(float64(l.Fetched)/float64(l.Size), 0), 1) * float64(cells))
 	}
-	return fmt.Sprintf("  %-*s  %s%s  %s", cli.ShortIDLength, cli.TrimID(l.Digest, false), strings.Repeat(full, n), strings.Repeat(empty, cells-n), state)
+	return fmt.Sprintf("  %-*s  %s%s  %s", cli.ShortIDLength, cli.TrimID(l.Digest, false), strings.Repeat(full, n),
+		strings.Repeat(empty, cells-n), state)
 }
 
 func finished(l *kuriv1.LayerProgress) string {

@@ -19,14 +19,22 @@ func TestBar(t *testing.T) {
 		rate  *rate
 		want  string
 	}{
-		{&kuriv1.LayerProgress{Digest: digest, Size: 4096, Fetched: 1024}, nil, "  aaaaaaaaaaaa  ████░░░░░░░░░░░░░░  1.0 KiB / 4.0 KiB"},
-		{&kuriv1.LayerProgress{Digest: digest, Size: 4096, Fetched: 2048}, &rate{per: 1024}, "  aaaaaaaaaaaa    2.0 KiB / 4.0 KiB  1.0 KiB/s  2s left"},
-		{&kuriv1.LayerProgress{Digest: digest, Size: 4096, Fetched: 4096}, &rate{per: 1}, "  aaaaaaaaaaaa  ███████  4.0 KiB / 4.0 KiB, unpacking"},
-		{&kuriv1.LayerProgress{Digest: digest, Size: 4096, Fetched: 4096, Done: true}, nil, "  aaaaaaaaaaaa  ████████████  4.0 KiB / 4.0 KiB, done"},
-		{&kuriv1.LayerProgress{Digest: digest, Size: 4096, Fetched: 4096, Done: true, Phase: kuriv1.LayerPhase_LAYER_PHASE_PRESENT}, nil, "  aaaaaaaaaaaa  ████  4.0 KiB / 4.0 KiB, here already"},
-		{&kuriv1.LayerProgress{Digest: digest, Size: 4096, Phase: kuriv1.LayerPhase_LAYER_PHASE_WAITING}, nil, "  aaaaaaaaaaaa  ░░░░░░░░░░░░░  0 B / 4.0 KiB, waiting"},
-		{&kuriv1.LayerProgress{Digest: digest, Size: -1, Fetched: -1}, nil, "  aaaaaaaaaaaa  ░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░  0 B"},
-		{&kuriv1.LayerProgress{Digest: digest, Size: 10, Fetched: 1 << 40}, nil, "  aaaaaaaaaaaa  ██████████  1.0 TiB / 10 B, unpacking"},
+		{&kuriv1.LayerProgress{Digest: digest, Size: 4096, Fetched: 1024}, nil,
+			"  aaaaaaaaaaaa  ████░░░░░░░░░░░░░░  1.0 KiB / 4.0 KiB"},
+		{&kuriv1.LayerProgress{Digest: digest, Size: 4096, Fetched: 2048}, &rate{per: 1024},
+			"  aaaaaaaaaaaa    2.0 KiB / 4.0 KiB  1.0 KiB/s  2s left"},
+		{&kuriv1.LayerProgress{Digest: digest, Size: 4096, Fetched: 4096}, &rate{per: 1},
+			"  aaaaaaaaaaaa  ███████  4.0 KiB / 4.0 KiB, unpacking"},
+		{&kuriv1.LayerProgress{Digest: digest, Size: 4096, Fetched: 4096, Done: true}, nil,
+			"  aaaaaaaaaaaa  ████████████  4.0 KiB / 4.0 KiB, done"},
+		{&kuriv1.LayerProgress{Digest: digest, Size: 4096, Fetched: 4096, Done: true,
+			Phase: kuriv1.LayerPhase_LAYER_PHASE_PRESENT}, nil, "  aaaaaaaaaaaa  ████  4.0 KiB / 4.0 KiB, here already"},
+		{&kuriv1.LayerProgress{Digest: digest, Size: 4096, Phase: kuriv1.LayerPhase_LAYER_PHASE_WAITING}, nil,
+			"  aaaaaaaaaaaa  ░░░░░░░░░░░░░  0 B / 4.0 KiB, waiting"},
+		{&kuriv1.LayerProgress{Digest: digest, Size: -1, Fetched: -1}, nil,
+			"  aaaaaaaaaaaa  ░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░  0 B"},
+		{&kuriv1.LayerProgress{Digest: digest, Size: 10, Fetched: 1 << 40}, nil,
+			"  aaaaaaaaaaaa  ██████████  1.0 TiB / 10 B, unpacking"},
 	} {
 		if got := bar(tt.layer, tt.rate, 53); got != tt.want {
 			t.Errorf("%q, want %q", got, tt.want)
@@ -70,7 +78,8 @@ func TestPaintRespectsTheTerminal(t *testing.T) {
 	p := &progress{w: &out, how: progressBars, ref: strings.Repeat("r", 50), began: time.Now(), rates: map[string]*rate{},
 		size: func() (int, int) { return width, height }, last: &kuriv1.PullProgress{}}
 	for i := range 30 {
-		p.last.Layers = append(p.last.Layers, &kuriv1.LayerProgress{Digest: strings.Repeat("f", 20), Size: 100 << 20, Fetched: int64(i) << 20})
+		p.last.Layers = append(p.last.Layers, &kuriv1.LayerProgress{Digest: strings.Repeat("f", 20), Size: 100 << 20,
+			Fetched: int64(i) << 20})
 	}
 	for _, size := range [][2]int{{100, 10}, {40, 10}, {20, 5}, {1, 1}, {200, 100}} {
 		width, height = size[0], size[1]
@@ -105,7 +114,8 @@ func TestPaintRespectsTheTerminal(t *testing.T) {
 func TestProgressOfAnArtifact(t *testing.T) {
 	c, _, errs := clitest.New(nil)
 	p := newProgress(c, "x")
-	u := &kuriv1.PullProgress{Image: "x", Layers: []*kuriv1.LayerProgress{{Done: true, Phase: kuriv1.LayerPhase_LAYER_PHASE_READY}}}
+	u := &kuriv1.PullProgress{Image: "x",
+		Layers: []*kuriv1.LayerProgress{{Done: true, Phase: kuriv1.LayerPhase_LAYER_PHASE_READY}}}
 	p.tell(u)
 	p.tell(u)
 	if got, want := errs.String(), "  the artifact's files: done\n"; got != want {

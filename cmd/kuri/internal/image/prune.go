@@ -173,7 +173,8 @@ func (p *listPruner) remove(ctx context.Context, ids []string) (*kuriv1.PruneRes
 		if !slices.Contains(ids, i.Id) {
 			continue
 		}
-		if _, err := p.img.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: i.Id}}); err != nil {
+		if _, err := p.img.RemoveImage(ctx,
+			&runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: i.Id}}); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", cli.TrimID(i.Id, false), err))
 			continue
 		}

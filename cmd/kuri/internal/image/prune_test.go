@@ -23,7 +23,8 @@ func TestUnusedOf(t *testing.T) {
 		{Id: id("7"), RepoDigests: []string{"old@" + id("b")}, Size: 70},
 	}
 	v := &cli.Inventory{Containers: []*runtimeapi.Container{
-		{Id: "x", ImageId: id("3")}, {Id: "y", Image: &runtimeapi.ImageSpec{Image: "byname:1"}}, {Id: "z", ImageRef: "digest@" + id("a")},
+		{Id: "x", ImageId: id("3")}, {Id: "y", Image: &runtimeapi.ImageSpec{Image: "byname:1"}}, {Id: "z",
+			ImageRef: "digest@" + id("a")},
 	}}
 	got := unusedOf(list, usersByImage(v), map[string]bool{"mounted:1": true})
 	var names []string

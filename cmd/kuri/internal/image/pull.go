@@ -54,7 +54,8 @@ func PullCommand(c *cli.CLI) *cobra.Command {
 			return c.Print(pulled, func() error { return nil })
 		},
 	}
-	cmd.Flags().StringVar(&creds, "creds", "", "USER:PASSWORD for the registry; - reads it from standard input, where others cannot see it (default: what kuri login keeps)")
+	cmd.Flags().StringVar(&creds, "creds", "",
+		"USER:PASSWORD for the registry; - reads it from standard input, where others cannot see it (default: what kuri login keeps)")
 	login.AuthFileFlag(c, cmd)
 	c.FormatFlag(cmd)
 	return cmd
@@ -81,7 +82,8 @@ func credentials(ctx context.Context, c *cli.CLI, s string) (*runtimeapi.AuthCon
 }
 
 // Pull pulls an image and shows the progress on standard error.
-func Pull(ctx context.Context, c *cli.CLI, img *client.Images, req *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
+func Pull(ctx context.Context, c *cli.CLI, img *client.Images,
+	req *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
 	ref := req.Image.Image
 	p := newProgress(c, ref)
 	watching, stop := context.WithCancel(ctx)

@@ -60,7 +60,8 @@ Only Kuri's own runtime can remove a single name. On other runtimes an image wit
 			return errors.Join(errs...)
 		},
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "also the other names of the images, and what containers use: they go on, and keep the files until they are removed")
+	cmd.Flags().BoolVarP(&force, "force", "f", false,
+		"also the other names of the images, and what containers use: they go on, and keep the files until they are removed")
 	return cmd
 }
 
@@ -68,7 +69,8 @@ Only Kuri's own runtime can remove a single name. On other runtimes an image wit
 func otherNames(i *runtimeapi.Image, given []string) []string {
 	var full []string
 	for _, name := range given {
-		if len(imagesWithID([]*runtimeapi.Image{i}, strings.TrimPrefix(name, cli.IDPrefix))) > 0 && (len(name) >= cli.MinID || strings.HasPrefix(name, cli.IDPrefix)) {
+		if len(imagesWithID([]*runtimeapi.Image{i}, strings.TrimPrefix(name, cli.IDPrefix))) > 0 &&
+			(len(name) >= cli.MinID || strings.HasPrefix(name, cli.IDPrefix)) {
 			return nil
 		}
 		ref, err := reference.ParseDockerRef(name)
@@ -88,7 +90,8 @@ func otherNames(i *runtimeapi.Image, given []string) []string {
 
 // untag removes the names of an image that are not among others. The image and its other names stay.
 func untag(ctx context.Context, c *cli.CLI, img *client.Images, i *runtimeapi.Image, others []string) error {
-	given := slices.DeleteFunc(slices.Clone(i.RepoTags), func(tag string) bool { return slices.Contains(others, cli.Printable(tag)) })
+	given := slices.DeleteFunc(slices.Clone(i.RepoTags),
+		func(tag string) bool { return slices.Contains(others, cli.Printable(tag)) })
 	refusal := fmt.Errorf("the image also has the name %s, which would go, too: give all its names, its ID %s, or --force",
 		strings.Join(others, " and "), cli.TrimID(i.Id, false))
 	if len(given) == 0 { // it was named by its digest
@@ -104,11 +107,13 @@ func untag(ctx context.Context, c *cli.CLI, img *client.Images, i *runtimeapi.Im
 	for _, name := range untagged.Names {
 		fmt.Fprintln(c.Out, "removed the name", name)
 	}
-	fmt.Fprintf(c.Out, "kept the image %s with its name %s\n", cli.TrimID(i.Id, false), strings.Join(untagged.Left, " and "))
+	fmt.Fprintf(c.Out, "kept the image %s with its name %s\n", cli.TrimID(i.Id, false),
+		strings.Join(untagged.Left, " and "))
 	return nil
 }
 
-func removeImage(ctx context.Context, c *cli.CLI, img *client.Images, i *runtimeapi.Image, users map[string][]string, force bool) error {
+func removeImage(ctx context.Context, c *cli.CLI, img *client.Images, i *runtimeapi.Image, users map[string][]string,
+	force bool) error {
 	name := i.Id
 	if len(i.RepoTags) > 0 {
 		name = strings.Join(i.RepoTags, ", ")
@@ -121,7 +126,8 @@ func removeImage(ctx context.Context, c *cli.CLI, img *client.Images, i *runtime
 			return fmt.Errorf("%s is in use: a container mounts it as a volume; remove that first, or use --force", name)
 		}
 	}
-	if _, err := img.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: i.Id}}); err != nil {
+	if _, err := img.RemoveImage(ctx,
+		&runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: i.Id}}); err != nil {
 		return fmt.Errorf("remove image %s: %w", name, err)
 	}
 	for _, tag := range i.RepoTags {

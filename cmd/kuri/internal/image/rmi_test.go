@@ -9,7 +9,8 @@ import (
 
 func TestByChance(t *testing.T) {
 	i := &runtimeapi.Image{Id: "sha256:cafe0123456789", RepoTags: []string{"docker.io/library/caf:latest"}}
-	for name, want := range map[string]bool{"cafe": true, "caf": false, "cafe0123": false, "sha256:caf": false, "web": false} {
+	for name, want := range map[string]bool{"cafe": true, "caf": false, "cafe0123": false, "sha256:caf": false,
+		"web": false} {
 		if got := ByChance(i, name); got != want {
 			t.Errorf("%q: %t", name, got)
 		}
@@ -23,7 +24,8 @@ func TestOtherNames(t *testing.T) {
 	i := &runtimeapi.Image{Id: "sha256:cafe0123456789", RepoTags: []string{a, b}, RepoDigests: []string{digest}}
 	for given, want := range map[string]string{
 		"a:1": b, "docker.io/a:1": b, "reg.example/b": a, "a:1 reg.example/b:latest": "", digest: a + " " + b,
-		"cafe0123456789": "", "sha256:cafe0123456789": "", "cafe0123": "", "id:ca": "", "a:1 cafe0123": "", "cafe": a + " " + b, "A": a + " " + b,
+		"cafe0123456789": "", "sha256:cafe0123456789": "", "cafe0123": "", "id:ca": "", "a:1 cafe0123": "", "cafe": a + " " +
+			b, "A": a + " " + b,
 	} {
 		if got := strings.Join(otherNames(i, strings.Fields(given)), " "); got != want {
 			t.Errorf("%s: %q, want %q", given, got, want)

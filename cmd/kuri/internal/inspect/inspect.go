@@ -72,7 +72,8 @@ func inspect(ctx context.Context, c *cli.CLI, name string) (subject, error) {
 	return inspectContainer(ctx, have, rt, ct)
 }
 
-func inspectPod(ctx context.Context, v *cli.Inventory, rt *client.Runtime, pod *runtimeapi.PodSandbox) (subject, error) {
+func inspectPod(ctx context.Context, v *cli.Inventory, rt *client.Runtime,
+	pod *runtimeapi.PodSandbox) (subject, error) {
 	st, err := rt.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod.Id, Verbose: true})
 	if err != nil {
 		return subject{}, fmt.Errorf("inspect pod %s: %w", cli.PodName(pod), err)
@@ -94,7 +95,8 @@ func inspectPod(ctx context.Context, v *cli.Inventory, rt *client.Runtime, pod *
 	}, nil
 }
 
-func inspectContainer(ctx context.Context, v *cli.Inventory, rt *client.Runtime, ct *runtimeapi.Container) (subject, error) {
+func inspectContainer(ctx context.Context, v *cli.Inventory, rt *client.Runtime,
+	ct *runtimeapi.Container) (subject, error) {
 	st, err := rt.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: ct.Id, Verbose: true})
 	if err != nil {
 		return subject{}, fmt.Errorf("inspect %s: %w", v.ContainerText(ct), err)
@@ -123,7 +125,8 @@ func inspectImage(ctx context.Context, c *cli.CLI, name string) (subject, error)
 		}
 		return subject{}, err
 	}
-	st, err := img.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: i.Id}, Verbose: true})
+	st, err := img.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: i.Id},
+		Verbose: true})
 	if err != nil {
 		return subject{}, fmt.Errorf("inspect image %s: %w", name, err)
 	}

@@ -65,7 +65,8 @@ func (p *page) pod(s *runtimeapi.PodSandboxStatus, d detail, containers []*runti
 	rows := [][]string{{"NAME", "STATE", "ATTEMPT", "IMAGE", "AGE", "CONTAINER"}}
 	for _, ct := range containers {
 		rows = append(rows, []string{
-			ct.GetMetadata().GetName(), cli.ContainerState(ct), fmt.Sprint(ct.GetMetadata().GetAttempt()), cli.ImageName(ct.GetImage(), false), cli.Age(ct.GetCreatedAt()), cli.TrimID(ct.GetId(), p.full),
+			ct.GetMetadata().GetName(), cli.ContainerState(ct), fmt.Sprint(ct.GetMetadata().GetAttempt()),
+			cli.ImageName(ct.GetImage(), false), cli.Age(ct.GetCreatedAt()), cli.TrimID(ct.GetId(), p.full),
 		})
 	}
 	p.columns("containers", rows)
@@ -80,7 +81,8 @@ func namespaceText(o *runtimeapi.NamespaceOption) string {
 		return ""
 	}
 	var out []string
-	for name, mode := range map[string]runtimeapi.NamespaceMode{"network": o.GetNetwork(), "pid": o.GetPid(), "ipc": o.GetIpc()} {
+	for name, mode := range map[string]runtimeapi.NamespaceMode{"network": o.GetNetwork(), "pid": o.GetPid(),
+		"ipc": o.GetIpc()} {
 		if mode == runtimeapi.NamespaceMode_NODE {
 			out = append(out, name+" of the node")
 		}
@@ -118,7 +120,8 @@ func (p *page) container(s *runtimeapi.ContainerStatus, pod string, d detail) {
 			p.row("terminal", "yes")
 		}
 	}
-	p.row("stop signal", strings.TrimPrefix(nonzero(s.GetStopSignal(), runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT), "SIGNAL_"))
+	p.row("stop signal", strings.TrimPrefix(nonzero(s.GetStopSignal(), runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT),
+		"SIGNAL_"))
 	p.row("limits", limits(s.GetResources().GetLinux(), d.RuntimeSpec.Linux))
 	p.row("log", s.GetLogPath())
 	if d.RuntimeSpec.Linux != nil {
@@ -180,7 +183,8 @@ func limits(r *runtimeapi.LinuxContainerResources, linux *specs.Linux) string {
 	if cpus := r.GetCpusetCpus(); cpus != "" {
 		add("cpus %s", cpus)
 	}
-	if linux != nil && linux.Resources != nil && linux.Resources.Pids != nil && linux.Resources.Pids.Limit != nil && *linux.Resources.Pids.Limit > 0 {
+	if linux != nil && linux.Resources != nil && linux.Resources.Pids != nil && linux.Resources.Pids.Limit != nil &&
+		*linux.Resources.Pids.Limit > 0 {
 		add("processes %d", *linux.Resources.Pids.Limit)
 	}
 	if r.GetOomScoreAdj() != 0 {
@@ -211,7 +215,8 @@ func securityLines(spec *specs.Spec) []string {
 		}
 		seccomp := "seccomp: unconfined"
 		if spec.Linux != nil && spec.Linux.Seccomp != nil {
-			seccomp = "seccomp: a filter, by default " + strings.ToLower(strings.TrimPrefix(string(spec.Linux.Seccomp.DefaultAction), "SCMP_ACT_"))
+			seccomp = "seccomp: a filter, by default " +
+				strings.ToLower(strings.TrimPrefix(string(spec.Linux.Seccomp.DefaultAction), "SCMP_ACT_"))
 		}
 		out = append(out, seccomp)
 	}
@@ -220,7 +225,8 @@ func securityLines(spec *specs.Spec) []string {
 	}
 	if spec.Linux != nil && len(spec.Linux.UIDMappings) > 0 {
 		m := spec.Linux.UIDMappings[0]
-		out = append(out, fmt.Sprintf("user namespace: %d to %d are %d to %d of the node", m.ContainerID, m.ContainerID+m.Size-1, m.HostID, m.HostID+m.Size-1))
+		out = append(out, fmt.Sprintf("user namespace: %d to %d are %d to %d of the node", m.ContainerID,
+			m.ContainerID+m.Size-1, m.HostID, m.HostID+m.Size-1))
 	}
 	return out
 }
@@ -242,7 +248,8 @@ func mountRows(s *runtimeapi.ContainerStatus, all []specs.Mount, full bool) [][]
 		if m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
 			how = append(how, strings.ToLower(strings.TrimPrefix(m.GetPropagation().String(), "PROPAGATION_")))
 		}
-		rows = append(rows, []string{m.GetContainerPath(), cmp.Or(m.GetHostPath(), cli.ImageName(m.GetImage(), false)), strings.Join(how, ", ")})
+		rows = append(rows, []string{m.GetContainerPath(), cmp.Or(m.GetHostPath(), cli.ImageName(m.GetImage(), false)),
+			strings.Join(how, ", ")})
 	}
 	return rows
 }

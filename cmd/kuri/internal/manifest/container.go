@@ -186,7 +186,8 @@ func (p *Pod) mounts(c *corev1.Container, f Facts) ([]*runtimeapi.Mount, error) 
 	for i, m := range c.VolumeMounts {
 		if image, ok := f.VolumeImages[m.Name]; ok { // read-only, whatever the manifest says
 			spec := &runtimeapi.ImageSpec{Image: image, UserSpecifiedImage: p.volumeImage(m.Name)}
-			out = append(out, &runtimeapi.Mount{ContainerPath: m.MountPath, Image: spec, ImageSubPath: m.SubPath, Readonly: true})
+			out = append(out, &runtimeapi.Mount{ContainerPath: m.MountPath, Image: spec, ImageSubPath: m.SubPath,
+				Readonly: true})
 			continue
 		}
 		host, ok := f.VolumePaths[m.Name]
@@ -196,7 +197,8 @@ func (p *Pod) mounts(c *corev1.Container, f Facts) ([]*runtimeapi.Mount, error) 
 		if sub, ok := f.SubPaths[i]; ok {
 			host = sub
 		}
-		mount := &runtimeapi.Mount{ContainerPath: m.MountPath, HostPath: host, Readonly: m.ReadOnly || p.readOnlyVolume(m.Name), UidMappings: p.idMappings(f), GidMappings: p.idMappings(f)}
+		mount := &runtimeapi.Mount{ContainerPath: m.MountPath, HostPath: host, Readonly: m.ReadOnly ||
+			p.readOnlyVolume(m.Name), UidMappings: p.idMappings(f), GidMappings: p.idMappings(f)}
 		if m.MountPropagation != nil {
 			mount.Propagation = propagations[*m.MountPropagation]
 		}
@@ -208,7 +210,8 @@ func (p *Pod) mounts(c *corev1.Container, f Facts) ([]*runtimeapi.Mount, error) 
 		out = append(out, mount)
 	}
 	if hosts {
-		out = append(out, &runtimeapi.Mount{ContainerPath: "/etc/hosts", HostPath: f.HostsFile, UidMappings: p.idMappings(f), GidMappings: p.idMappings(f)})
+		out = append(out, &runtimeapi.Mount{ContainerPath: "/etc/hosts", HostPath: f.HostsFile, UidMappings: p.idMappings(f),
+			GidMappings: p.idMappings(f)})
 	}
 	return out, nil
 }

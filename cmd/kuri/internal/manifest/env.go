@@ -101,7 +101,8 @@ func resourceValue(c *corev1.Container, r *corev1.ResourceFieldSelector, f Facts
 	list := map[string]corev1.ResourceList{"limits": c.Resources.Limits, "requests": c.Resources.Requests}[kind]
 	resourceName := corev1.ResourceName(name)
 	hugepage := strings.HasPrefix(name, hugepages)
-	if kind != "limits" && kind != "requests" || name != "cpu" && name != "memory" && name != "ephemeral-storage" && !hugepage {
+	if kind != "limits" && kind != "requests" || name != "cpu" && name != "memory" && name != "ephemeral-storage" &&
+		!hugepage {
 		return "", fmt.Errorf("resource %q is not supported: expected limits.cpu, limits.memory, limits.ephemeral-storage, or these of requests", r.Resource)
 	}
 	q, set := list[resourceName]

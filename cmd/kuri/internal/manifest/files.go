@@ -123,7 +123,8 @@ func (c *fileVolume) fields(at string, items []corev1.DownwardAPIVolumeFile, def
 		case item.ResourceFieldRef != nil:
 			r := item.ResourceFieldRef
 			at += ".resourceFieldRef"
-			j := slices.IndexFunc(c.pod.api.Spec.Containers, func(ct corev1.Container) bool { return ct.Name == r.ContainerName })
+			j := slices.IndexFunc(c.pod.api.Spec.Containers,
+				func(ct corev1.Container) bool { return ct.Name == r.ContainerName })
 			if j < 0 {
 				c.wrong(at, fmt.Errorf("containerName %q: the pod has no such container", r.ContainerName))
 				continue
@@ -203,7 +204,8 @@ func (c *fileVolume) nested(at string) Problems {
 
 // checkBelow returns an error for a path that is not below its directory.
 func checkBelow(p string) error {
-	if p == "" || path.IsAbs(p) || path.Clean(p) == "." || slices.Contains(strings.Split(p, "/"), "..") || strings.ContainsRune(p, 0) {
+	if p == "" || path.IsAbs(p) || path.Clean(p) == "." || slices.Contains(strings.Split(p, "/"), "..") ||
+		strings.ContainsRune(p, 0) {
 		return fmt.Errorf("%q: expected a path below the volume, and no \"..\" in it", p)
 	}
 	return nil

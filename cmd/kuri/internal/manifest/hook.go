@@ -72,7 +72,8 @@ func (v *validator) hooks(c *corev1.Container, field string) {
 			v.wrong(at+".exec.command", "a command is needed")
 		case h.hook.HTTPGet != nil:
 			if _, ok := portNumber(c, h.hook.HTTPGet.Port); !ok {
-				v.wrong(at+".httpGet.port", "%s is neither a port nor the name of one of the container's", h.hook.HTTPGet.Port.String())
+				v.wrong(at+".httpGet.port", "%s is neither a port nor the name of one of the container's",
+					h.hook.HTTPGet.Port.String())
 			}
 			if s := h.hook.HTTPGet.Scheme; s != "" && s != corev1.URISchemeHTTP && s != corev1.URISchemeHTTPS {
 				v.wrong(at+".httpGet.scheme", "%q: expected HTTP or HTTPS", s)

@@ -82,7 +82,8 @@ func flatten(doc []byte, at, apiVersion, kind string) ([]object, error) {
 	if !ok {
 		return nil, fmt.Errorf("%s%w", at, Problems{fmt.Sprintf("expected a Pod, and it is %s", kindOf(value))})
 	}
-	o := object{at: at, apiVersion: text(fields["apiVersion"], apiVersion), kind: text(fields["kind"], kind), raw: doc, value: fields}
+	o := object{at: at, apiVersion: text(fields["apiVersion"], apiVersion), kind: text(fields["kind"], kind), raw: doc,
+		value: fields}
 	if meta, ok := fields["metadata"].(map[string]any); ok {
 		o.name = text(meta["name"], "")
 	}

@@ -24,7 +24,8 @@ func (p *Pod) references() (warnings, problems []string) {
 		files[v.Name], _, wrong = p.filesOf(v, at, someFacts)
 		problems = append(problems, wrong...)
 		if c := v.PersistentVolumeClaim; c != nil {
-			warnings = append(warnings, fmt.Sprintf("the claim %s is a directory of this node, which stays when the pod is removed (kuri down --volumes takes it too)", c.ClaimName))
+			warnings = append(warnings,
+				fmt.Sprintf("the claim %s is a directory of this node, which stays when the pod is removed (kuri down --volumes takes it too)", c.ClaimName))
 		}
 	}
 	for _, list := range []struct {
@@ -45,7 +46,8 @@ func (p *Pod) references() (warnings, problems []string) {
 			}
 			for j, m := range c.VolumeMounts {
 				if list := files[m.Name]; len(list) > 0 && m.SubPath != "" && !hasPath(list, m.SubPath) {
-					problems = append(problems, fmt.Sprintf("%s.volumeMounts[%d].subPath: the volume %s has no file %q%s", at, j, m.Name, m.SubPath, hasKeys(byPath(list))))
+					problems = append(problems, fmt.Sprintf("%s.volumeMounts[%d].subPath: the volume %s has no file %q%s", at, j,
+						m.Name, m.SubPath, hasKeys(byPath(list))))
 				}
 			}
 			for j, e := range c.Env {
@@ -93,8 +95,10 @@ func (p *Pod) withoutTokens() {
 	spec.Volumes = slices.DeleteFunc(slices.Clone(spec.Volumes), func(v corev1.Volume) bool { return isToken(v.Name) })
 	for _, list := range [][]corev1.Container{spec.InitContainers, spec.Containers} {
 		for i := range list {
-			list[i].VolumeMounts = slices.DeleteFunc(slices.Clone(list[i].VolumeMounts), func(m corev1.VolumeMount) bool { return isToken(m.Name) })
+			list[i].VolumeMounts = slices.DeleteFunc(slices.Clone(list[i].VolumeMounts),
+				func(m corev1.VolumeMount) bool { return isToken(m.Name) })
 		}
 	}
-	p.Warnings = append(p.Warnings, "the volume "+tokenVolume+"… is left out: there is no API server that its token is for")
+	p.Warnings = append(p.Warnings, "the volume "+tokenVolume+
+		"… is left out: there is no API server that its token is for")
 }

@@ -107,7 +107,8 @@ func (p *Pod) sandboxSecurity(f Facts) *runtimeapi.LinuxSandboxSecurityContext {
 	return sc
 }
 
-func (p *Pod) containerSecurity(c *corev1.Container, image Image, f Facts) (*runtimeapi.LinuxContainerSecurityContext, error) {
+func (p *Pod) containerSecurity(c *corev1.Container, image Image,
+	f Facts) (*runtimeapi.LinuxContainerSecurityContext, error) {
 	pod, own := p.podSecurity(), c.SecurityContext
 	if own == nil {
 		own = &corev1.SecurityContext{}

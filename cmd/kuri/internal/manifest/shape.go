@@ -197,7 +197,8 @@ func (s *shape) quantity(v any, at string) {
 	case cpu && unit != "" && unit != "m" && unit != "u" && unit != "n":
 		s.wrong(at, "%s is %s cores: did you mean %sm, thousandths of a core?", text, q.AsDec(), number)
 	case cpu && q.CmpInt64(manyCores) >= 0:
-		s.warnings = append(s.warnings, fmt.Sprintf("%s: %s is %d whole cores: did you mean %sm, thousandths of a core?", at, text, q.Value(), number))
+		s.warnings = append(s.warnings, fmt.Sprintf("%s: %s is %d whole cores: did you mean %sm, thousandths of a core?", at,
+			text, q.Value(), number))
 	}
 }
 

@@ -145,7 +145,8 @@ func (p *Pod) SubPaths(c Container, f Facts) ([]SubPath, error) {
 			}
 			sub = expand(m.SubPathExpr, values)
 			if strings.Contains(sub, "$(") {
-				return nil, fmt.Errorf("volume %s: subPathExpr %q names a variable that the container has not", m.Name, m.SubPathExpr)
+				return nil, fmt.Errorf("volume %s: subPathExpr %q names a variable that the container has not", m.Name,
+					m.SubPathExpr)
 			}
 			if err := checkBelow(sub); err != nil {
 				return nil, fmt.Errorf("volume %s: subPathExpr %q is %w", m.Name, m.SubPathExpr, err)

@@ -29,17 +29,27 @@ func TestTemplates(t *testing.T) {
 		pod            string   // "" if it is skipped
 		words          []string // parts of the warnings, or of the error if it is skipped
 	}{
-		{"deployment", template("apps/v1", "Deployment", "replicas: 3\nselector: {matchLabels: {app: web}}\nstrategy: {type: Recreate}"), "web", []string{"one pod of the Deployment is run where its replicas are 3"}},
-		{"deployment of one", template("apps/v1", "Deployment", ""), "web", []string{"the pod of the Deployment is run once, and nothing replaces it"}},
-		{"deployment of none", template("apps/v1", "Deployment", "replicas: 0"), "", []string{"Deployment web is passed over: its replicas are 0"}},
+		{"deployment", template("apps/v1", "Deployment",
+			"replicas: 3\nselector: {matchLabels: {app: web}}\nstrategy: {type: Recreate}"), "web",
+			[]string{"one pod of the Deployment is run where its replicas are 3"}},
+		{"deployment of one", template("apps/v1", "Deployment", ""), "web",
+			[]string{"the pod of the Deployment is run once, and nothing replaces it"}},
+		{"deployment of none", template("apps/v1", "Deployment", "replicas: 0"), "",
+			[]string{"Deployment web is passed over: its replicas are 0"}},
 		{"replica set", template("apps/v1", "ReplicaSet", "replicas: 2"), "web", []string{"one pod of the ReplicaSet"}},
-		{"replication controller", template("v1", "ReplicationController", "replicas: 2\nselector: {app: web}"), "web", []string{"one pod of the ReplicationController"}},
-		{"daemon set", template("apps/v1", "DaemonSet", "selector: {matchLabels: {app: web}}"), "web", []string{"the pod of the DaemonSet is run once"}},
-		{"job", template("batch/v1", "Job", "completions: 4\nparallelism: 2\nbackoffLimit: 3\nactiveDeadlineSeconds: 9"), "web", []string{"one pod of the Job is run where its completions are 4", "spec.activeDeadlineSeconds is ignored"}},
-		{"job that waits", template("batch/v1", "Job", "suspend: true"), "", []string{"Job web is passed over: it is suspended"}},
-		{"stateful set", template("apps/v1", "StatefulSet", "serviceName: web\nvolumeClaimTemplates: [{metadata: {name: data}, spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}}]"), "web-0",
+		{"replication controller", template("v1", "ReplicationController", "replicas: 2\nselector: {app: web}"), "web",
+			[]string{"one pod of the ReplicationController"}},
+		{"daemon set", template("apps/v1", "DaemonSet", "selector: {matchLabels: {app: web}}"), "web",
+			[]string{"the pod of the DaemonSet is run once"}},
+		{"job", template("batch/v1", "Job", "completions: 4\nparallelism: 2\nbackoffLimit: 3\nactiveDeadlineSeconds: 9"),
+			"web", []string{"one pod of the Job is run where its completions are 4", "spec.activeDeadlineSeconds is ignored"}},
+		{"job that waits", template("batch/v1", "Job", "suspend: true"), "",
+			[]string{"Job web is passed over: it is suspended"}},
+		{"stateful set", template("apps/v1", "StatefulSet",
+			"serviceName: web\nvolumeClaimTemplates: [{metadata: {name: data}, spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}}]"), "web-0",
 			[]string{"the pod of the StatefulSet is run once", "the claim data-web-0 is a directory of this node"}},
-		{"its field is named where it stands", strings.Replace(template("apps/v1", "Deployment", ""), "containers:", "nodeName: here\n      containers:", 1), "web", []string{"the pod of", "spec.template.spec.nodeName is ignored"}},
+		{"its field is named where it stands", strings.Replace(template("apps/v1", "Deployment", ""), "containers:",
+			"nodeName: here\n      containers:", 1), "web", []string{"the pod of", "spec.template.spec.nodeName is ignored"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			file, err := Decode([]byte(tt.manifest), Options{})
@@ -53,7 +63,8 @@ func TestTemplates(t *testing.T) {
 				t.Fatal(err)
 			}
 			p := file.Pods[0]
-			if p.Namespace() != "shop" || p.Name() != tt.pod || p.api.Labels["app"] != "web" || p.api.Annotations["note"] != "x" {
+			if p.Namespace() != "shop" || p.Name() != tt.pod || p.api.Labels["app"] != "web" ||
+				p.api.Annotations["note"] != "x" {
 				t.Errorf("pod %s/%s %v %v", p.Namespace(), p.Name(), p.api.Labels, p.api.Annotations)
 			}
 			if len(p.Warnings) != len(tt.words) {
@@ -74,11 +85,13 @@ func TestTemplates(t *testing.T) {
 		})
 	}
 	bad := strings.Replace(template("apps/v1", "Deployment", ""), "image: \"i:1\"", "imagee: x", 1)
-	if _, err := Decode([]byte(bad), Options{}); err == nil || !strings.Contains(err.Error(), `unknown field "spec.template.spec.containers[0].imagee"`) {
+	if _, err := Decode([]byte(bad), Options{}); err == nil ||
+		!strings.Contains(err.Error(), `unknown field "spec.template.spec.containers[0].imagee"`) {
 		t.Errorf("error %v", err)
 	}
 	wrong := strings.Replace(template("apps/v1", "Deployment", ""), "name: c,", "name: C,", 1)
-	if _, err := Decode([]byte(wrong), Options{}); err == nil || !strings.Contains(err.Error(), `spec.template.spec.containers[0].name: "C"`) {
+	if _, err := Decode([]byte(wrong), Options{}); err == nil ||
+		!strings.Contains(err.Error(), `spec.template.spec.containers[0].name: "C"`) {
 		t.Errorf("error %v", err)
 	}
 }
@@ -147,7 +160,9 @@ func TestConfigured(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"Service web is passed over: a pod is reached", "Widget w is passed over: kuri run makes pods only"}; len(file.Notes) != 2 || !strings.HasPrefix(file.Notes[0], want[0]) || file.Notes[1] != want[1] {
+	if want := []string{"Service web is passed over: a pod is reached",
+		"Widget w is passed over: kuri run makes pods only"}; len(file.Notes) != 2 ||
+		!strings.HasPrefix(file.Notes[0], want[0]) || file.Notes[1] != want[1] {
 		t.Errorf("notes %q", file.Notes)
 	}
 	p, f := file.Pods[0], facts()
@@ -172,7 +187,8 @@ func TestConfigured(t *testing.T) {
 		`config false true ""`, `  MODE 0400 0 "fast"`, `  page.html 0400 0 "<html>"`, `  raw 0400 0 "\x00\x01\xff"`,
 		`one true true ""`, `  deep/token 0440 0 "secret"`,
 		`may false true ""`,
-		`all true true ""`, `  labels 0644 7 "a=\"1\"\nb=\"2\""`, `  memory 0644 7 "64"`, `  mode 0644 7 "fast"`, `  plain 0644 7 "as it is"`,
+		`all true true ""`, `  labels 0644 7 "a=\"1\"\nb=\"2\""`, `  memory 0644 7 "64"`, `  mode 0644 7 "fast"`,
+		`  plain 0644 7 "as it is"`,
 		`data false true "data"`, `short false false ""`,
 	}
 	if !slices.Equal(got, want) {
@@ -180,7 +196,8 @@ func TestConfigured(t *testing.T) {
 	}
 	c := p.Containers()[0]
 	subs, err := p.SubPaths(c, f)
-	if wantSubs := []SubPath{{1, "config", "page.html"}, {2, "short", "faster/logs"}}; err != nil || !slices.Equal(subs, wantSubs) {
+	if wantSubs := []SubPath{{1, "config", "page.html"}, {2, "short", "faster/logs"}}; err != nil ||
+		!slices.Equal(subs, wantSubs) {
 		t.Errorf("subPaths %+v (%v)", subs, err)
 	}
 	f.SubPaths = map[int]string{1: "/pods/sub/1", 2: "/pods/sub/2"}
@@ -192,7 +209,8 @@ func TestConfigured(t *testing.T) {
 	for _, e := range config.Envs {
 		env = append(env, e.Key+"="+string(e.Value))
 	}
-	wantEnv := []string{"MODE=faster", "page.html=<html>", "raw=\x00\x01\xff", "S_PLAIN=as it is", "S_TOKEN=secret", "TOKEN=secret", "CPU=250", "CPUS=4", "NODE=192.0.2.9"}
+	wantEnv := []string{"MODE=faster", "page.html=<html>", "raw=\x00\x01\xff", "S_PLAIN=as it is", "S_TOKEN=secret",
+		"TOKEN=secret", "CPU=250", "CPUS=4", "NODE=192.0.2.9"}
 	if !slices.Equal(env, wantEnv) {
 		t.Errorf("env %q, want %q", env, wantEnv)
 	}
@@ -200,7 +218,8 @@ func TestConfigured(t *testing.T) {
 	for _, m := range config.Mounts[:4] {
 		mounts = append(mounts, fmt.Sprintf("%s:%s:%t", m.HostPath, m.ContainerPath, m.Readonly))
 	}
-	if want := []string{"/pods/config:/config:true", "/pods/sub/1:/page.html:true", "/pods/sub/2:/logs:false", "/pods/data:/data:true"}; !slices.Equal(mounts, want) {
+	if want := []string{"/pods/config:/config:true", "/pods/sub/1:/page.html:true", "/pods/sub/2:/logs:false",
+		"/pods/data:/data:true"}; !slices.Equal(mounts, want) {
 		t.Errorf("mounts %q", mounts)
 	}
 	if hook := PreStop(config.Annotations); hook != `{"httpGet":{"path":"/bye","port":8080}}` {
@@ -222,11 +241,15 @@ func TestConfigFiles(t *testing.T) {
 		{"one file with both", []string{m + "---\n" + s}, ""},
 		{"one is not there", []string{m}, `there is no Secret "s"`},
 		{"twice", []string{m, m + "---\n" + s}, "file 1: document 1 of 2: the ConfigMap m is there twice"},
-		{"another namespace", []string{m, strings.Replace(s, "name: s", "name: s, namespace: x", 1)}, `there is no Secret "s"`},
+		{"another namespace", []string{m, strings.Replace(s, "name: s", "name: s, namespace: x", 1)},
+			`there is no Secret "s"`},
 		{"nothing in it", []string{needs}, "file 0: there is no ConfigMap and no Secret in it"},
-		{"no base64", []string{strings.Replace(s, "stringData: {C: d}", "data: {C: plain text}", 1)}, "Secret s: data[C] is not base64: encode it, or write it as it is into stringData"},
-		{"a number", []string{strings.Replace(m, "A: b", "A: 8080", 1)}, `ConfigMap m: data[A]: expected text, and it is a number: write it in quotes, "8080"`},
-		{"a key that is a path", []string{strings.Replace(m, "A: b", "a/b: c", 1)}, "data[a/b]: a valid config key must consist of"},
+		{"no base64", []string{strings.Replace(s, "stringData: {C: d}", "data: {C: plain text}", 1)},
+			"Secret s: data[C] is not base64: encode it, or write it as it is into stringData"},
+		{"a number", []string{strings.Replace(m, "A: b", "A: 8080", 1)},
+			`ConfigMap m: data[A]: expected text, and it is a number: write it in quotes, "8080"`},
+		{"a key that is a path", []string{strings.Replace(m, "A: b", "a/b: c", 1)},
+			"data[a/b]: a valid config key must consist of"},
 		{"without a name", []string{strings.Replace(m, "{name: m}", "{}", 1)}, "a ConfigMap needs a name"},
 		{"an unknown field", []string{m + "datta: {}\n"}, `unknown field "datta"`},
 	} {
@@ -244,12 +267,15 @@ func TestConfigFiles(t *testing.T) {
 			}
 		})
 	}
-	sub := m + "---\n" + pod("volumes: [{name: v, configMap: {name: m}}]", "volumeMounts: [{name: v, mountPath: /a, subPath: B}]")
-	if _, err := Decode([]byte(sub), Options{}); err == nil || !strings.Contains(err.Error(), `spec.containers[0].volumeMounts[0].subPath: the volume v has no file "B": it has A`) {
+	sub := m + "---\n" + pod("volumes: [{name: v, configMap: {name: m}}]",
+		"volumeMounts: [{name: v, mountPath: /a, subPath: B}]")
+	if _, err := Decode([]byte(sub), Options{}); err == nil ||
+		!strings.Contains(err.Error(), `spec.containers[0].volumeMounts[0].subPath: the volume v has no file "B": it has A`) {
 		t.Errorf("error %v", err)
 	}
 	key := m + "---\n" + pod("", "env: [{name: X, valueFrom: {configMapKeyRef: {name: m, key: B}}}]")
-	if _, err := Decode([]byte(key), Options{}); err == nil || !strings.Contains(err.Error(), `the ConfigMap "m" has no key "B": it has A`) {
+	if _, err := Decode([]byte(key), Options{}); err == nil ||
+		!strings.Contains(err.Error(), `the ConfigMap "m" has no key "B": it has A`) {
 		t.Errorf("error %v", err)
 	}
 }

@@ -58,8 +58,10 @@ With --images it verifies what is stored of the images instead, as kuri image ch
 	f.BoolVar(&images, "images", false, "check the images instead of the node")
 	f.BoolVar(&repair, "repair", false, "with --images, fetch again what is damaged")
 	f.BoolVarP(&problems, "quiet", "q", false, "only what is not ok")
-	f.StringVar(&root, "root", "", "`DIR` that kurid is to have as its root (default: the running kurid's, else /var/lib/kuri)")
-	f.StringVar(&state, "state", "", "`DIR` that kurid is to have for its state (default: the running kurid's, else /run/kuri)")
+	f.StringVar(&root, "root", "",
+		"`DIR` that kurid is to have as its root (default: the running kurid's, else /var/lib/kuri)")
+	f.StringVar(&state, "state", "",
+		"`DIR` that kurid is to have for its state (default: the running kurid's, else /run/kuri)")
 	login.AuthFileFlag(c, cmd)
 	c.FormatFlag(cmd)
 	cmd.AddCommand(insideCommand(c))
@@ -69,8 +71,9 @@ With --images it verifies what is stored of the images instead, as kuri image ch
 // insideCommand is the verb that kuri check runs in new namespaces.
 func insideCommand(c *cli.CLI) *cobra.Command {
 	return &cobra.Command{
-		Use: "inside DIR", Hidden: true, Args: cli.RangeArgs(1, 1), Short: "Try what changes namespaces; kuri check starts it",
-		RunE: func(_ *cobra.Command, args []string) error { return probe.Inside(args[0], c.In, c.Out) },
+		Use: "inside DIR", Hidden: true, Args: cli.RangeArgs(1, 1),
+		Short: "Try what changes namespaces; kuri check starts it",
+		RunE:  func(_ *cobra.Command, args []string) error { return probe.Inside(args[0], c.In, c.Out) },
 	}
 }
 
@@ -93,7 +96,8 @@ func checkNode(ctx context.Context, c *cli.CLI, o probe.Options, problems bool) 
 			}
 		}
 	}
-	err := c.Print(map[string]any{"checks": anys(shown), "summary": countStates(results)}, func() error { return checkTable(c, shown, results) })
+	err := c.Print(map[string]any{"checks": anys(shown), "summary": countStates(results)},
+		func() error { return checkTable(c, shown, results) })
 	if err != nil {
 		return err
 	}
@@ -162,14 +166,17 @@ func runtimeOptions(ctx context.Context, c *cli.CLI, o *probe.Options) []probe.R
 	if err != nil {
 		var unreachable *client.UnreachableError
 		if errors.As(err, &unreachable) {
-			return []probe.Result{result("socket", probe.Unknown, "no runtime answers: "+strings.ReplaceAll(cli.Describe(err), "\n", "; "), "", "")}
+			return []probe.Result{result("socket", probe.Unknown, "no runtime answers: "+
+				strings.ReplaceAll(cli.Describe(err), "\n", "; "), "", "")}
 		}
-		return []probe.Result{result("socket", probe.Missing, cli.Describe(err), "nothing can use this runtime", "see the runtime's log")}
+		return []probe.Result{result("socket", probe.Missing, cli.Describe(err), "nothing can use this runtime",
+			"see the runtime's log")}
 	}
 	defer rt.Close()
 	st, err := rt.Status(ctx, &runtimeapi.StatusRequest{Verbose: true})
 	if err != nil {
-		return []probe.Result{result("status", probe.Missing, cli.Describe(err), "nothing can use this runtime", "see the runtime's log")}
+		return []probe.Result{result("status", probe.Missing, cli.Describe(err), "nothing can use this runtime",
+			"see the runtime's log")}
 	}
 	var out []probe.Result
 	version, err := rt.Version(ctx, &runtimeapi.VersionRequest{})
@@ -183,7 +190,8 @@ func runtimeOptions(ctx context.Context, c *cli.CLI, o *probe.Options) []probe.R
 		case !cond.Status && cond.Type != runtimeapi.RuntimeReady && cond.Type != runtimeapi.NetworkReady:
 			out = append(out, result(cond.Type, probe.Limited, text, "what the message says", "what the message says"))
 		case !cond.Status:
-			out = append(out, result(cond.Type, probe.Missing, text, "the node is not ready, and no pods are started", "what the message says, or see the runtime's log"))
+			out = append(out, result(cond.Type, probe.Missing, text, "the node is not ready, and no pods are started",
+				"what the message says, or see the runtime's log"))
 		case cond.Message != "":
 			out = append(out, result(cond.Type, probe.Limited, text, "what the message says", "what the message says"))
 		default:
@@ -231,7 +239,8 @@ func kuridUserNamespaces(st *runtimeapi.StatusResponse) probe.Result {
 	for _, h := range st.GetRuntimeHandlers() {
 		if h.GetName() == "" && !h.GetFeatures().GetUserNamespaces() {
 			r.State, r.Detail = probe.Limited, "kurid could not make one with mapped layers when it was started"
-			r.Fails, r.Mend = "pods with hostUsers: false are refused", "the refusal of such a pod says why; mend that and restart kurid"
+			r.Fails, r.Mend = "pods with hostUsers: false are refused",
+				"the refusal of such a pod says why; mend that and restart kurid"
 		}
 	}
 	return r

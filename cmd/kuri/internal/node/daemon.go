@@ -76,11 +76,14 @@ var profiles = map[string]bool{
 }
 
 // profiled has the processes with profiles, and the paths of these on the debug socket.
-var profiled = map[string]string{"kurid": "/debug/pprof/", "keeper": "/debug/keeper/pprof/", "streams": "/debug/streams/pprof/"}
+var profiled = map[string]string{"kurid": "/debug/pprof/", "keeper": "/debug/keeper/pprof/",
+	"streams": "/debug/streams/pprof/"}
 
 func ofFlag(c *cli.CLI, cmd *cobra.Command, of *string) {
-	cmd.Flags().StringVar(of, "of", "kurid", "the `process`: kurid, keeper, or streams, which serves exec, attach and port-forward")
-	_ = cmd.RegisterFlagCompletionFunc("of", cobra.FixedCompletions([]string{"kurid", "keeper", "streams"}, cobra.ShellCompDirectiveNoFileComp))
+	cmd.Flags().StringVar(of, "of", "kurid",
+		"the `process`: kurid, keeper, or streams, which serves exec, attach and port-forward")
+	_ = cmd.RegisterFlagCompletionFunc("of", cobra.FixedCompletions([]string{"kurid", "keeper", "streams"},
+		cobra.ShellCompDirectiveNoFileComp))
 }
 
 // profilesOf returns the path of a process's profiles.

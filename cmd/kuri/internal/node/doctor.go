@@ -56,7 +56,8 @@ everywhere. This needs Kuri's own runtime.`,
 	}
 	c.FormatFlag(cmd)
 	cmd.Flags().BoolVar(&fix, "fix", false, "mend what is certainly Kuri's own and not in use")
-	cmd.Flags().StringVar(&config, "kurid-config", "", "`FILE` with the daemon's configuration, for while it is stopped (default: the daemon's own)")
+	cmd.Flags().StringVar(&config, "kurid-config", "",
+		"`FILE` with the daemon's configuration, for while it is stopped (default: the daemon's own)")
 	return cmd
 }
 

@@ -114,8 +114,9 @@ func (i *info) count(ctx context.Context, rt *client.Runtime, img *client.Images
 // data returns all fields for programs.
 func (i *info) data() map[string]any {
 	return map[string]any{
-		"version": i.version, "status": i.status.Status, "runtimeHandlers": anys(i.status.RuntimeHandlers), "features": orEmpty(i.status.Features),
-		"info": cli.UnpackInfo(i.status.Info), "runtimeConfig": i.config, "imageFsInfo": i.usage,
+		"version": i.version, "status": i.status.Status, "runtimeHandlers": anys(i.status.RuntimeHandlers),
+		"features": orEmpty(i.status.Features),
+		"info":     cli.UnpackInfo(i.status.Info), "runtimeConfig": i.config, "imageFsInfo": i.usage,
 		"counts": map[string]any{
 			"pods": i.pods, "readyPods": i.ready, "containers": i.containers, "runningContainers": i.running, "images": i.images,
 		},
@@ -169,7 +170,8 @@ func handlers(list []*runtimeapi.RuntimeHandler) string {
 func storeRows(what string, list []*runtimeapi.FilesystemUsage) [][]string {
 	var rows [][]string
 	for _, fs := range list {
-		rows = append(rows, []string{what, fmt.Sprintf("%s in %d files, %s", cli.Size(fs.GetUsedBytes().GetValue()), fs.GetInodesUsed().GetValue(), fs.GetFsId().GetMountpoint())})
+		rows = append(rows, []string{what, fmt.Sprintf("%s in %d files, %s", cli.Size(fs.GetUsedBytes().GetValue()),
+			fs.GetInodesUsed().GetValue(), fs.GetFsId().GetMountpoint())})
 	}
 	return rows
 }

@@ -49,7 +49,8 @@ type verboseInfo struct {
 
 func readVerboseInfo(info map[string]string) (t verboseInfo) {
 	for key, into := range map[string]any{
-		"config": &t.config, "programs": &t.programs, "node": &t.node, "storage": &t.storage, "network": &t.network, "cniconfig": &t.cni, "golang": &t.golang,
+		"config": &t.config, "programs": &t.programs, "node": &t.node, "storage": &t.storage, "network": &t.network,
+		"cniconfig": &t.cni, "golang": &t.golang,
 	} {
 		_ = json.Unmarshal([]byte(info[key]), into) // another runtime may use another format
 	}
@@ -60,7 +61,8 @@ func readVerboseInfo(info map[string]string) (t verboseInfo) {
 func (i *info) rows() [][]string {
 	t := readVerboseInfo(i.status.Info)
 	rows := [][]string{
-		{"runtime:", fmt.Sprintf("%s %s (runtime.%s, %s)", i.version.RuntimeName, i.version.RuntimeVersion, i.api, i.endpoint)},
+		{"runtime:", fmt.Sprintf("%s %s (runtime.%s, %s)", i.version.RuntimeName, i.version.RuntimeVersion, i.api,
+			i.endpoint)},
 		{"image service:", fmt.Sprintf("runtime.%s, %s", i.imageAPI, i.imageEndpoint)},
 	}
 	rows = append(rows, conditionRows(i.status.Status)...)
@@ -101,7 +103,8 @@ func (i *info) rows() [][]string {
 	return rows
 }
 
-var directoryNames = map[string]string{"root": "root directory", "containerRoot": "writable layers", "state": "state directory"}
+var directoryNames = map[string]string{"root": "root directory", "containerRoot": "writable layers",
+	"state": "state directory"}
 
 func prefixed(prefix, text string) string {
 	if text == "" {
@@ -116,7 +119,8 @@ func (t *verboseInfo) kernel() string {
 	}
 	out := []string{t.node.Kernel, "cgroups " + t.node.Cgroups}
 	for name, has := range map[string]bool{
-		"systemd": t.node.Systemd, "seccomp": t.node.Seccomp, "AppArmor": t.node.Apparmor, "SELinux": t.node.Selinux, "swap accounting": t.node.SwapAccounting,
+		"systemd": t.node.Systemd, "seccomp": t.node.Seccomp, "AppArmor": t.node.Apparmor, "SELinux": t.node.Selinux,
+		"swap accounting": t.node.SwapAccounting,
 	} {
 		if has {
 			out = append(out, name)
@@ -130,7 +134,8 @@ func (i *info) features() string {
 	f := i.status.GetFeatures()
 	var out []string
 	for name, has := range map[string]bool{
-		"supplemental groups policy": f.GetSupplementalGroupsPolicy(), "mount options": f.GetMountOptions(), "user namespaces with the node's network": f.GetUserNamespacesHostNetwork(),
+		"supplemental groups policy": f.GetSupplementalGroupsPolicy(), "mount options": f.GetMountOptions(),
+		"user namespaces with the node's network": f.GetUserNamespacesHostNetwork(),
 	} {
 		if has {
 			out = append(out, name)

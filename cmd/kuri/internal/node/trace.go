@@ -127,7 +127,8 @@ func showTrace(ctx context.Context, c *cli.CLI, name string) (*trace, error) {
 // askInit finds out which program created the containers' first processes.
 func (t *trace) askInit(ctx context.Context, rt *client.Runtime, containers []*runtimeapi.Container) error {
 	for _, ct := range containers {
-		at := slices.IndexFunc(t.Operations, func(o traceOperation) bool { return o.Kind == "CreateContainer" && o.ContainerID == ct.Id })
+		at := slices.IndexFunc(t.Operations,
+			func(o traceOperation) bool { return o.Kind == "CreateContainer" && o.ContainerID == ct.Id })
 		if at < 0 {
 			continue
 		}
@@ -157,9 +158,11 @@ const (
 func (t *trace) text(width int) string {
 	bars := max(leastBar, width-traceName-traceTime-3)
 	var out strings.Builder
-	fmt.Fprintf(&out, "%s: %s, at %s\n\n", cli.Printable(t.Name), took(t.Took), time.Unix(0, t.Began).Format("2006-01-02 15:04:05.000"))
+	fmt.Fprintf(&out, "%s: %s, at %s\n\n", cli.Printable(t.Name), took(t.Took),
+		time.Unix(0, t.Began).Format("2006-01-02 15:04:05.000"))
 	line := func(name string, began, length int64, fill string) {
-		fmt.Fprintln(&out, strings.TrimRight(fmt.Sprintf("%s %*s  %s", cli.Pad(cli.Cut(cli.Printable(name), traceName), traceName), traceTime, took(length), t.bar(began, length, bars, fill)), " "))
+		fmt.Fprintln(&out, strings.TrimRight(fmt.Sprintf("%s %*s  %s", cli.Pad(cli.Cut(cli.Printable(name), traceName),
+			traceName), traceTime, took(length), t.bar(began, length, bars, fill)), " "))
 	}
 	end := t.Began
 	for _, o := range t.Operations {

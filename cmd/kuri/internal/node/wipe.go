@@ -63,8 +63,10 @@ terminal to ask on and no --yes; 4 no runtime answers and none can be started.`,
 	f := cmd.Flags()
 	f.BoolVarP(&w.yes, "yes", "y", false, "do not ask")
 	f.BoolVar(&w.keepImages, "keep-images", false, "leave the images")
-	f.Int64VarP(&w.grace, "grace", "g", pod.OwnGrace, "seconds between SIGTERM and SIGKILL; -1 for the container's own, or 30")
-	f.StringVar(&w.kurid, "kurid-config", "", "`FILE` with the daemon's configuration, for while it is stopped (default: the daemon's own)")
+	f.Int64VarP(&w.grace, "grace", "g", pod.OwnGrace,
+		"seconds between SIGTERM and SIGKILL; -1 for the container's own, or 30")
+	f.StringVar(&w.kurid, "kurid-config", "",
+		"`FILE` with the daemon's configuration, for while it is stopped (default: the daemon's own)")
 	return cmd
 }
 
@@ -154,7 +156,8 @@ func (w *wipe) connectAlone(ctx context.Context) (done func(), err error) {
 	err = w.dialAlone(ctx, socket, ended)
 	if err != nil {
 		stop()
-		return nil, cli.WithCode(fmt.Errorf("start kurid: %w: %s", err, strings.TrimSpace(said.String())), cli.ExitUnreachable)
+		return nil, cli.WithCode(fmt.Errorf("start kurid: %w: %s", err, strings.TrimSpace(said.String())),
+			cli.ExitUnreachable)
 	}
 	return func() { w.img.Close(); w.rt.Close(); stop() }, nil
 }
@@ -218,7 +221,8 @@ func (w *wipe) ask(ctx context.Context) (bool, error) {
 		taken += i.Size
 	}
 	fmt.Fprintln(w.Out, "This is removed from the node:")
-	fmt.Fprintf(w.Out, "  %s with %s, %d running\n", cli.Count(len(have.Pods), "pod"), cli.Count(len(have.Containers), "container"), running)
+	fmt.Fprintf(w.Out, "  %s with %s, %d running\n", cli.Count(len(have.Pods), "pod"),
+		cli.Count(len(have.Containers), "container"), running)
 	for _, p := range have.Pods {
 		fmt.Fprintln(w.Out, "    "+cli.Printable(cli.PodText(p)))
 	}
@@ -293,7 +297,8 @@ func (w *wipe) removeImages(ctx context.Context) error {
 		return err
 	}
 	for _, i := range list.Images {
-		if _, err := w.img.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: i.Id}}); err != nil && !cli.IsGone(err) {
+		if _, err := w.img.RemoveImage(ctx,
+			&runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: i.Id}}); err != nil && !cli.IsGone(err) {
 			return fmt.Errorf("remove image %s: %w", cli.TrimID(i.Id, false), err)
 		}
 	}

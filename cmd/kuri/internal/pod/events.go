@@ -144,9 +144,12 @@ func (p *eventPrinter) event(e *runtimeapi.ContainerEventResponse) error {
 		return p.PrintData(e)
 	}
 	s := e.GetPodSandboxStatus()
-	what := strings.ToLower(strings.TrimSuffix(strings.TrimPrefix(e.GetContainerEventType().String(), "CONTAINER_"), "_EVENT"))
-	line := fmt.Sprintf("%s  %-7s  %-9s  %s  %s%s", time.Unix(0, e.GetCreatedAt()).Format("2006-01-02T15:04:05.000000Z07:00"), what,
-		kindOf(e), cli.TrimID(e.GetContainerId(), p.full), cmp.Or(cli.PodName(&runtimeapi.PodSandbox{Metadata: s.GetMetadata()}), "-"), containerOf(e))
+	what := strings.ToLower(strings.TrimSuffix(strings.TrimPrefix(e.GetContainerEventType().String(), "CONTAINER_"),
+		"_EVENT"))
+	line := fmt.Sprintf("%s  %-7s  %-9s  %s  %s%s",
+		time.Unix(0, e.GetCreatedAt()).Format("2006-01-02T15:04:05.000000Z07:00"), what,
+		kindOf(e), cli.TrimID(e.GetContainerId(), p.full),
+		cmp.Or(cli.PodName(&runtimeapi.PodSandbox{Metadata: s.GetMetadata()}), "-"), containerOf(e))
 	_, err := fmt.Fprintln(p.Out, cli.Printable(line))
 	return err
 }

@@ -23,7 +23,8 @@ import (
 
 // RunHook runs a hook of a container to its end: a command in the container, a request to the pod,
 // or a pause. It returns the cause of a failure. A limit of 0 means none.
-func RunHook(ctx context.Context, rt *client.Runtime, hook *corev1.LifecycleHandler, container, ip string, limit time.Duration) error {
+func RunHook(ctx context.Context, rt *client.Runtime, hook *corev1.LifecycleHandler, container, ip string,
+	limit time.Duration) error {
 	if limit > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, limit)
@@ -31,7 +32,8 @@ func RunHook(ctx context.Context, rt *client.Runtime, hook *corev1.LifecycleHand
 	}
 	switch {
 	case hook.Exec != nil:
-		r, err := rt.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: hook.Exec.Command, Timeout: wholeSeconds(limit)})
+		r, err := rt.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: container, Cmd: hook.Exec.Command,
+			Timeout: wholeSeconds(limit)})
 		if err != nil {
 			return err
 		}
@@ -86,7 +88,8 @@ func requestHook(ctx context.Context, get *corev1.HTTPGetAction, ip string) erro
 		}
 	}
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}
-	answer, err := (&http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}).Do(req)
+	answer, err := (&http.Client{Transport: transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}).Do(req)
 	if err != nil {
 		return err
 	}
@@ -116,14 +119,16 @@ func preStop(ctx context.Context, c *cli.CLI, rt *client.Runtime, st *runtimeapi
 		err = RunHook(ctx, rt, &hook, st.Id, ipOf(ctx, c, rt, st.Id), limit)
 	}
 	if err != nil && ctx.Err() == nil {
-		fmt.Fprintf(c.Err, "kuri: the preStop hook of container %s: %s\n", cli.Printable(st.GetMetadata().GetName()), cli.Printable(cli.Describe(err)))
+		fmt.Fprintf(c.Err, "kuri: the preStop hook of container %s: %s\n", cli.Printable(st.GetMetadata().GetName()),
+			cli.Printable(cli.Describe(err)))
 	}
 	return wholeSeconds(max(limit-time.Since(began), leastGrace))
 }
 
 // ipOf returns the primary address of a container's pod, or "" if the pod has none of its own.
 func ipOf(ctx context.Context, c *cli.CLI, rt *client.Runtime, container string) string {
-	list, err := rt.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: container}})
+	list, err := rt.ListContainers(ctx,
+		&runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: container}})
 	if err != nil || len(list.Containers) != 1 {
 		return ""
 	}

@@ -44,12 +44,14 @@ func TestHookByHTTP(t *testing.T) {
 		if err := RunHook(t.Context(), nil, hook, "c", u.Hostname(), time.Minute); err != nil {
 			t.Errorf("%d: %v", answer, err)
 		}
-		if r := <-asked; r.URL.Path != "/bye" || r.URL.RawQuery != "now=1" || r.Host != "web.example" || r.Header.Get("X-Why") != "stop" {
+		if r := <-asked; r.URL.Path != "/bye" || r.URL.RawQuery != "now=1" || r.Host != "web.example" ||
+			r.Header.Get("X-Why") != "stop" {
 			t.Errorf("asked %s of %s with %v", r.URL, r.Host, r.Header)
 		}
 	}
 	answer = http.StatusInternalServerError
-	if err := RunHook(t.Context(), nil, hook, "c", u.Hostname(), time.Minute); err == nil || !strings.Contains(err.Error(), "answers 500") {
+	if err := RunHook(t.Context(), nil, hook, "c", u.Hostname(), time.Minute); err == nil ||
+		!strings.Contains(err.Error(), "answers 500") {
 		t.Errorf("500: %v", err)
 	}
 }
@@ -57,17 +59,20 @@ func TestHookByHTTP(t *testing.T) {
 // A preStop hook may use the grace period. The container has the rest of it, and two seconds at least.
 func TestPreStop(t *testing.T) {
 	c, _, errs := clitest.New(nil)
-	st := &runtimeapi.ContainerStatus{Id: "c", State: clitest.Running, Metadata: &runtimeapi.ContainerMetadata{Name: "web"},
+	st := &runtimeapi.ContainerStatus{Id: "c", State: clitest.Running,
+		Metadata:    &runtimeapi.ContainerMetadata{Name: "web"},
 		Annotations: map[string]string{"kuri-cri.github.io/pre-stop": `{"sleep":{"seconds":0}}`}}
 	if left := preStop(t.Context(), c, unreachableRuntime(t), st, 30); left < 28 || left > 30 || errs.Len() > 0 {
 		t.Errorf("%d seconds left: %s", left, errs)
 	}
 	st.Annotations["kuri-cri.io/pre-stop"] = `{"sleep":{"seconds":600}}`
-	if left := preStop(t.Context(), c, unreachableRuntime(t), st, 1); left != 2 || !strings.Contains(errs.String(), "kuri: the preStop hook of container web: ") {
+	if left := preStop(t.Context(), c, unreachableRuntime(t), st, 1); left != 2 ||
+		!strings.Contains(errs.String(), "kuri: the preStop hook of container web: ") {
 		t.Errorf("%d seconds left: %s", left, errs)
 	}
 	errs.Reset()
-	for _, none := range []*runtimeapi.ContainerStatus{{State: clitest.Running}, {State: clitest.Exited, Annotations: st.Annotations}} {
+	for _, none := range []*runtimeapi.ContainerStatus{{State: clitest.Running},
+		{State: clitest.Exited, Annotations: st.Annotations}} {
 		if left := preStop(context.Background(), c, nil, none, 7); left != 7 || errs.Len() > 0 {
 			t.Errorf("%v: %d seconds left: %s", none, left, errs)
 		}
@@ -79,7 +84,8 @@ func TestPreStop(t *testing.T) {
 
 // unreachableRuntime returns a client of a runtime that answers no call.
 func unreachableRuntime(t *testing.T) *client.Runtime {
-	conn, err := grpc.NewClient("unix://"+filepath.Join(t.TempDir(), "none.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix://"+filepath.Join(t.TempDir(), "none.sock"),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}

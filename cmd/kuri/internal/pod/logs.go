@@ -85,7 +85,8 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 	}
 	t, err := time.Parse(time.RFC3339Nano, s)
 	if err != nil {
-		return time.Time{}, errors.New("--since " + strconv.Quote(s) + ": expected a duration such as 10m or a time such as 2026-01-02T15:04:05Z")
+		return time.Time{}, errors.New("--since " + strconv.Quote(s) +
+			": expected a duration such as 10m or a time such as 2026-01-02T15:04:05Z")
 	}
 	return t, nil
 }
@@ -220,7 +221,8 @@ func (s *LogSource) Follow(ctx context.Context, rt *client.Runtime, o crilog.Opt
 			return false, fmt.Errorf("ask for the container: %w", err)
 		}
 		state := st.GetState()
-		return state != runtimeapi.ContainerState_CONTAINER_CREATED && state != runtimeapi.ContainerState_CONTAINER_RUNNING, nil
+		return state != runtimeapi.ContainerState_CONTAINER_CREATED &&
+			state != runtimeapi.ContainerState_CONTAINER_RUNNING, nil
 	}
 	return s.Read(ctx, rt, o)
 }

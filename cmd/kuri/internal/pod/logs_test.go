@@ -53,7 +53,8 @@ func TestLogged(t *testing.T) {
 // TestOthersWordsAreSafe: names and a runtime's errors must not pass control sequences to the terminal.
 func TestOthersWordsAreSafe(t *testing.T) {
 	var b bytes.Buffer
-	(&cli.CLI{Err: &b}).Report(fmt.Errorf("stop x: %w", status.Error(codes.Unknown, "why\x1b]0;title\x07\u009b2J\nand why")))
+	(&cli.CLI{Err: &b}).Report(fmt.Errorf("stop x: %w",
+		status.Error(codes.Unknown, "why\x1b]0;title\x07\u009b2J\nand why")))
 	if got, want := b.String(), "kuri: stop x: why?]0;title??2J\nkuri: and why\n"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
@@ -114,7 +115,8 @@ func TestLogPrinter(t *testing.T) {
 
 func TestLoggedOfAPod(t *testing.T) {
 	v := clitest.Stock()
-	for name, want := range map[string]string{"web": "111a 111b", "web/log": "111b", "default/db": "222b", "again": "444a"} {
+	for name, want := range map[string]string{"web": "111a 111b", "web/log": "111b", "default/db": "222b",
+		"again": "444a"} {
 		list, err := logged(v, []string{name}, false)
 		if got := strings.Join(cli.Texts(list, (*runtimeapi.Container).GetId), " "); err != nil || got != want {
 			t.Errorf("%s: %q %v, want %q", name, got, err, want)

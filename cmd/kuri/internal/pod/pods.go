@@ -33,12 +33,14 @@ func ListCommand(c *cli.CLI) *cobra.Command {
 			}
 			defer rt.Close()
 			return c.Show(cmd.Context(), o, func(ctx context.Context) (*cli.Listing, error) {
-				list, err := rt.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{LabelSelector: selector}})
+				list, err := rt.ListPodSandbox(ctx,
+					&runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{LabelSelector: selector}})
 				if err != nil {
 					return nil, fmt.Errorf("list pods: %w", err)
 				}
 				list.Items = slices.DeleteFunc(list.Items, func(p *runtimeapi.PodSandbox) bool {
-					return !o.Pattern.MatchString(p.GetMetadata().GetName()) || state != "" && strings.ReplaceAll(cli.PodState(p.State), " ", "") != state
+					return !o.Pattern.MatchString(p.GetMetadata().GetName()) ||
+						state != "" && strings.ReplaceAll(cli.PodState(p.State), " ", "") != state
 				})
 				slices.SortStableFunc(list.Items, podOrder(o.Sort))
 				l := &cli.Listing{Data: list, Rows: func() ([][]string, error) { return podRows(ctx, c, rt, list.Items, o.Full) }}
@@ -72,16 +74,19 @@ func podOrder(order string) func(a, b *runtimeapi.PodSandbox) int {
 	}
 }
 
-func podRows(ctx context.Context, c *cli.CLI, rt *client.Runtime, list []*runtimeapi.PodSandbox, full bool) ([][]string, error) {
+func podRows(ctx context.Context, c *cli.CLI, rt *client.Runtime, list []*runtimeapi.PodSandbox,
+	full bool) ([][]string, error) {
 	containers, err := rt.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
 	if err != nil {
 		return nil, fmt.Errorf("list containers: %w", err)
 	}
-	rows := [][]string{append([]string{"POD", "NAMESPACE", "NAME", "STATE", "IP", "CONTAINERS", "AGE"}, c.Wide("ATTEMPT", "HANDLER", "LABELS")...)}
+	rows := [][]string{append([]string{"POD", "NAMESPACE", "NAME", "STATE", "IP", "CONTAINERS", "AGE"},
+		c.Wide("ATTEMPT", "HANDLER", "LABELS")...)}
 	for _, p := range list {
 		m := p.GetMetadata()
 		rows = append(rows, append([]string{
-			cli.TrimID(p.Id, full), m.GetNamespace(), m.GetName(), cli.PodState(p.State), podIP(ctx, rt, p), cli.CountIn(p, containers.Containers), cli.Age(p.CreatedAt),
+			cli.TrimID(p.Id, full), m.GetNamespace(), m.GetName(), cli.PodState(p.State), podIP(ctx, rt, p), cli.CountIn(p,
+				containers.Containers), cli.Age(p.CreatedAt),
 		}, c.Wide(fmt.Sprint(m.GetAttempt()), p.RuntimeHandler, labelText(p.Labels))...))
 	}
 	return rows, nil

@@ -51,7 +51,8 @@ func ContainersCommand(c *cli.CLI) *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&f.all, "all", "a", false, "list containers that do not run, too")
 	cmd.Flags().StringVarP(&f.pod, "pod", "p", "", "only the containers of this `POD`")
-	cmd.Flags().StringVar(&f.image, "image", "", "only those of this `IMAGE`, by a part of its name or the beginning of its id")
+	cmd.Flags().StringVar(&f.image, "image", "",
+		"only those of this `IMAGE`, by a part of its name or the beginning of its id")
 	cmd.Flags().StringToStringVarP(&f.labels, "label", "l", nil, "only those with these labels, `KEY=VALUE`")
 	c.FormatFlag(cmd)
 	o.ListFlags(cmd, cli.ByAge, cli.ByName, cli.ByPod, cli.ByState, cli.ByImage)
@@ -90,7 +91,8 @@ func (f *containerFilter) of(have *cli.Inventory, o *cli.ListOptions) ([]*runtim
 
 // isOfImage reports whether text is part of a name of a container's image, or a prefix of its id.
 func isOfImage(ct *runtimeapi.Container, text string) bool {
-	for _, name := range []string{ct.GetImage().GetUserSpecifiedImage(), ct.GetImage().GetImage(), ct.GetImageRef(), ct.GetImageId()} {
+	for _, name := range []string{ct.GetImage().GetUserSpecifiedImage(), ct.GetImage().GetImage(), ct.GetImageRef(),
+		ct.GetImageId()} {
 		id, isID := strings.CutPrefix(name, "sha256:")
 		if isID && strings.HasPrefix(id, strings.TrimPrefix(text, "sha256:")) || !isID && strings.Contains(name, text) {
 			return true
@@ -123,16 +125,20 @@ func containerOrder(v *cli.Inventory, order string) func(a, b *runtimeapi.Contai
 	}
 }
 
-func containerRows(ctx context.Context, c *cli.CLI, rt *client.Runtime, have *cli.Inventory, list []*runtimeapi.Container, full bool) [][]string {
-	rows := [][]string{append([]string{"CONTAINER", "POD", "NAME", "IMAGE", "STATE", "AGE"}, c.Wide("ATTEMPT", "IMAGE ID", "POD ID")...)}
+func containerRows(ctx context.Context, c *cli.CLI, rt *client.Runtime, have *cli.Inventory,
+	list []*runtimeapi.Container, full bool) [][]string {
+	rows := [][]string{append([]string{"CONTAINER", "POD", "NAME", "IMAGE", "STATE", "AGE"},
+		c.Wide("ATTEMPT", "IMAGE ID", "POD ID")...)}
 	for _, ct := range list {
 		pod := cli.TrimID(ct.PodSandboxId, full)
 		if p := have.PodOf(ct); p != nil {
 			pod = cli.PodName(p)
 		}
 		rows = append(rows, append([]string{
-			cli.TrimID(ct.Id, full), pod, ct.GetMetadata().GetName(), cli.ImageName(ct.GetImage(), full), stateOf(ctx, rt, ct), cli.Age(ct.CreatedAt),
-		}, c.Wide(fmt.Sprint(ct.GetMetadata().GetAttempt()), cli.TrimID(cmp.Or(ct.ImageId, ct.ImageRef), full), cli.TrimID(ct.PodSandboxId, full))...))
+			cli.TrimID(ct.Id, full), pod, ct.GetMetadata().GetName(), cli.ImageName(ct.GetImage(), full), stateOf(ctx, rt, ct),
+			cli.Age(ct.CreatedAt),
+		}, c.Wide(fmt.Sprint(ct.GetMetadata().GetAttempt()), cli.TrimID(cmp.Or(ct.ImageId, ct.ImageRef), full),
+			cli.TrimID(ct.PodSandboxId, full))...))
 	}
 	return rows
 }

@@ -14,7 +14,8 @@ import (
 
 func TestContainerFilter(t *testing.T) {
 	v := clitest.Stock()
-	v.Containers[0].Labels, v.Containers[0].Image = map[string]string{"app": "web", "tier": ""}, &runtimeapi.ImageSpec{Image: "sha256:abcd", UserSpecifiedImage: "nginx:1"}
+	v.Containers[0].Labels, v.Containers[0].Image = map[string]string{"app": "web", "tier": ""},
+		&runtimeapi.ImageSpec{Image: "sha256:abcd", UserSpecifiedImage: "nginx:1"}
 	for _, tt := range []struct {
 		name   string
 		filter containerFilter
@@ -42,7 +43,8 @@ func TestContainerFilter(t *testing.T) {
 
 func TestOrders(t *testing.T) {
 	v := clitest.Stock()
-	for order, want := range map[string]string{cli.ByName: "aaa again again", cli.ByNamespace: "aaa again again", cli.ByAge: "gone2 e9 aaa", cli.ByState: "aaa again anew"} {
+	for order, want := range map[string]string{cli.ByName: "aaa again again", cli.ByNamespace: "aaa again again",
+		cli.ByAge: "gone2 e9 aaa", cli.ByState: "aaa again anew"} {
 		list := slices.Clone(v.Pods)
 		slices.SortStableFunc(list, podOrder(order))
 		got := cli.Texts(list[:3], func(p *runtimeapi.PodSandbox) string { return p.GetMetadata().GetName() })

@@ -23,18 +23,20 @@ func RemoveCommand(c *cli.CLI) *cobra.Command {
 it. Of a pod that kuri run made, the volumes and the logs are removed too.`,
 		ValidArgsFunction: c.CompleteNames(cli.AnyNumber),
 		RunE: func(cmd *cobra.Command, names []string) error {
-			return each(cmd.Context(), c, names, all, func(ctx context.Context, rt *client.Runtime, have *cli.Inventory, pod *runtimeapi.PodSandbox, ct *runtimeapi.Container) error {
-				if pod != nil {
-					if pod.State == runtimeapi.PodSandboxState_SANDBOX_READY && !force {
-						return errors.New("the pod is ready: stop it first, or use --force")
+			return each(cmd.Context(), c, names, all,
+				func(ctx context.Context, rt *client.Runtime, have *cli.Inventory, pod *runtimeapi.PodSandbox,
+					ct *runtimeapi.Container) error {
+					if pod != nil {
+						if pod.State == runtimeapi.PodSandboxState_SANDBOX_READY && !force {
+							return errors.New("the pod is ready: stop it first, or use --force")
+						}
+						return Remove(ctx, c, rt, pod)
 					}
-					return Remove(ctx, c, rt, pod)
-				}
-				if ct.State == runtimeapi.ContainerState_CONTAINER_RUNNING && !force {
-					return errors.New("the container is running: stop it first, or use --force")
-				}
-				return RemoveContainer(ctx, rt, ct.Id)
-			})
+					if ct.State == runtimeapi.ContainerState_CONTAINER_RUNNING && !force {
+						return errors.New("the container is running: stop it first, or use --force")
+					}
+					return RemoveContainer(ctx, rt, ct.Id)
+				})
 		},
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "remove all pods")
@@ -46,7 +48,8 @@ func RemoveContainer(ctx context.Context, rt *client.Runtime, id string) error {
 	if _, err := rt.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id}); err != nil && !cli.IsGone(err) {
 		return fmt.Errorf("stop the container: %w", err)
 	}
-	if _, err := rt.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil && !cli.IsGone(err) {
+	if _, err := rt.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil &&
+		!cli.IsGone(err) {
 		return fmt.Errorf("remove the container: %w", err)
 	}
 	return nil
@@ -65,10 +68,12 @@ func Remove(ctx context.Context, c *cli.CLI, rt *client.Runtime, pod *runtimeapi
 }
 
 func RemoveSandbox(ctx context.Context, rt *client.Runtime, id string) error {
-	if _, err := rt.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil && !cli.IsGone(err) {
+	if _, err := rt.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil &&
+		!cli.IsGone(err) {
 		return fmt.Errorf("stop the pod: %w", err)
 	}
-	if _, err := rt.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil && !cli.IsGone(err) {
+	if _, err := rt.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil &&
+		!cli.IsGone(err) {
 		return fmt.Errorf("remove the pod: %w", err)
 	}
 	return nil

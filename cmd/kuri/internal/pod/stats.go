@@ -81,7 +81,8 @@ func StatsCommand(c *cli.CLI) *cobra.Command {
 
 // sample returns the statistics of the running containers that the names mean, or of all if there
 // are no names.
-func sample(ctx context.Context, c *cli.CLI, rt *client.Runtime, names []string) ([]*runtimeapi.ContainerStats, *cli.Inventory, error) {
+func sample(ctx context.Context, c *cli.CLI, rt *client.Runtime,
+	names []string) ([]*runtimeapi.ContainerStats, *cli.Inventory, error) {
 	have, err := cli.TakeInventory(ctx, rt)
 	if err != nil {
 		return nil, nil, err
@@ -181,7 +182,8 @@ func statsRows(v *cli.Inventory, list []usage, full bool) [][]string {
 		if u.cpu >= 0 {
 			cpu = fmt.Sprintf("%.1f%%", u.cpu)
 		}
-		rows = append(rows, []string{cli.TrimID(u.id, full), pod, u.name, cpu, cli.Size(u.memory), cli.Size(u.disk), fmt.Sprint(u.inos)})
+		rows = append(rows, []string{cli.TrimID(u.id, full), pod, u.name, cpu, cli.Size(u.memory), cli.Size(u.disk),
+			fmt.Sprint(u.inos)})
 	}
 	return rows
 }

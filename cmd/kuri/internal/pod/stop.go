@@ -36,17 +36,20 @@ image names, and after the grace period SIGKILL. A pod's name comes before a con
 			if grace < OwnGrace {
 				return cli.Usagef("--grace %d: expected seconds, 0 to kill at once, or -1 for the container's own", grace)
 			}
-			return each(cmd.Context(), c, names, all, func(ctx context.Context, rt *client.Runtime, have *cli.Inventory, pod *runtimeapi.PodSandbox, ct *runtimeapi.Container) error {
-				defer NoteSlowStop(c, pod, ct)()
-				if pod != nil {
-					return Stop(ctx, c, rt, have, pod, grace)
-				}
-				return stopContainer(ctx, c, rt, ct.Id, grace)
-			})
+			return each(cmd.Context(), c, names, all,
+				func(ctx context.Context, rt *client.Runtime, have *cli.Inventory, pod *runtimeapi.PodSandbox,
+					ct *runtimeapi.Container) error {
+					defer NoteSlowStop(c, pod, ct)()
+					if pod != nil {
+						return Stop(ctx, c, rt, have, pod, grace)
+					}
+					return stopContainer(ctx, c, rt, ct.Id, grace)
+				})
 		},
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "stop all pods")
-	cmd.Flags().Int64VarP(&grace, "grace", "g", OwnGrace, "seconds between SIGTERM and SIGKILL; -1 for the container's own, or 30")
+	cmd.Flags().Int64VarP(&grace, "grace", "g", OwnGrace,
+		"seconds between SIGTERM and SIGKILL; -1 for the container's own, or 30")
 	return cmd
 }
 
@@ -63,7 +66,8 @@ func NoteSlowStop(c *cli.CLI, pod *runtimeapi.PodSandbox, ct *runtimeapi.Contain
 	said := make(chan struct{})
 	t := time.AfterFunc(silence, func() {
 		defer close(said)
-		fmt.Fprintf(c.Err, "kuri: %s has not ended yet, and is killed after its grace period (--grace)\n", cli.Printable(name))
+		fmt.Fprintf(c.Err, "kuri: %s has not ended yet, and is killed after its grace period (--grace)\n",
+			cli.Printable(name))
 	})
 	return func() {
 		if !t.Stop() {
@@ -119,7 +123,8 @@ func each(ctx context.Context, c *cli.CLI, names []string, all bool,
 
 // Stop stops the containers of a pod concurrently, each with its grace period, and then the pod.
 // StopPodSandbox alone would kill them.
-func Stop(ctx context.Context, c *cli.CLI, rt *client.Runtime, have *cli.Inventory, pod *runtimeapi.PodSandbox, grace int64) error {
+func Stop(ctx context.Context, c *cli.CLI, rt *client.Runtime, have *cli.Inventory, pod *runtimeapi.PodSandbox,
+	grace int64) error {
 	var running []string
 	for _, ct := range have.Containers {
 		if ct.PodSandboxId == pod.Id && ct.State == runtimeapi.ContainerState_CONTAINER_RUNNING {
@@ -129,7 +134,8 @@ func Stop(ctx context.Context, c *cli.CLI, rt *client.Runtime, have *cli.Invento
 	if err := StopContainers(ctx, c, rt, running, grace); err != nil {
 		return err
 	}
-	if _, err := rt.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod.Id}); err != nil && !cli.IsGone(err) {
+	if _, err := rt.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod.Id}); err != nil &&
+		!cli.IsGone(err) {
 		return fmt.Errorf("stop the pod: %w", err)
 	}
 	return nil
@@ -161,7 +167,8 @@ func stopContainer(ctx context.Context, c *cli.CLI, rt *client.Runtime, id strin
 		}
 		grace = preStop(ctx, c, rt, st.GetStatus(), grace)
 	}
-	if _, err := rt.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: grace}); err != nil && !cli.IsGone(err) {
+	if _, err := rt.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: grace}); err != nil &&
+		!cli.IsGone(err) {
 		return fmt.Errorf("stop container %s: %w", cli.TrimID(id, false), err)
 	}
 	return nil

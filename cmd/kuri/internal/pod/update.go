@@ -43,7 +43,8 @@ no manifest is changed.`,
 			for _, name := range names {
 				ct, err := have.Container(name)
 				if err == nil {
-					_, err = rt.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{ContainerId: ct.Id, Linux: limits})
+					_, err = rt.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{ContainerId: ct.Id,
+						Linux: limits})
 				}
 				if err != nil {
 					errs = append(errs, fmt.Errorf("update %s: %w", name, err))

@@ -4,10 +4,12 @@ import "testing"
 
 func TestLimitsOf(t *testing.T) {
 	l, err := limitsOf("64m", "1.5", 512)
-	if err != nil || l.MemoryLimitInBytes != 64<<20 || l.CpuQuota != 150_000 || l.CpuPeriod != 100_000 || l.CpuShares != 512 {
+	if err != nil || l.MemoryLimitInBytes != 64<<20 || l.CpuQuota != 150_000 || l.CpuPeriod != 100_000 ||
+		l.CpuShares != 512 {
 		t.Errorf("%v %v", l, err)
 	}
-	if l, err = limitsOf("", "0.001", 0); err != nil || l.CpuQuota != 1000 || l.MemoryLimitInBytes != 0 || l.CpuShares != 0 {
+	if l, err = limitsOf("", "0.001", 0); err != nil || l.CpuQuota != 1000 || l.MemoryLimitInBytes != 0 ||
+		l.CpuShares != 0 {
 		t.Errorf("%v %v", l, err)
 	}
 	for _, bad := range []struct {

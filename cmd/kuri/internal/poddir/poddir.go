@@ -51,7 +51,8 @@ var (
 // check refuses names that kuri run cannot have assigned.
 func (f Files) check() error {
 	if !UIDForm.MatchString(f.uid) || !nameForm.MatchString(f.namespace) || !nameForm.MatchString(f.name) {
-		return fmt.Errorf("namespace %q, name %q, uid %q are not those of a pod of kuri run: its files are left alone", f.namespace, f.name, f.uid)
+		return fmt.Errorf("namespace %q, name %q, uid %q are not those of a pod of kuri run: its files are left alone",
+			f.namespace, f.name, f.uid)
 	}
 	return nil
 }
@@ -63,7 +64,8 @@ func (f Files) logDir() string { return f.namespace + "_" + f.name + "_" + f.uid
 // Make creates the pod's volumes and log directories, and returns the host path of each volume.
 // socket is the path of the runtime's socket. After a failure, call Remove for the files that exist
 // by then.
-func (f Files) Make(socket string, volumes []manifest.Volume, containers []manifest.Container) (map[string]string, error) {
+func (f Files) Make(socket string, volumes []manifest.Volume,
+	containers []manifest.Container) (map[string]string, error) {
 	if err := f.check(); err != nil {
 		return nil, err
 	}

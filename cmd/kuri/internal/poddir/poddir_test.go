@@ -18,7 +18,8 @@ const testUID = "11111111-2222-3333-4444-555555555555"
 
 func filesIn(t *testing.T) Files {
 	dir := t.TempDir()
-	return Files{podsDir: filepath.Join(dir, "pods"), logsDir: filepath.Join(dir, "logs"), namespace: "shop", name: "web.1", uid: testUID}
+	return Files{podsDir: filepath.Join(dir, "pods"), logsDir: filepath.Join(dir, "logs"), namespace: "shop",
+		name: "web.1", uid: testUID}
 }
 
 func TestPodFiles(t *testing.T) {
@@ -59,7 +60,8 @@ func TestPodFiles(t *testing.T) {
 		}
 	}
 	var mem unix.Statfs_t
-	if err := unix.Statfs(paths["mem"], &mem); err != nil || mem.Type != unix.TMPFS_MAGIC || mem.Blocks*uint64(mem.Bsize) != 1<<20 {
+	if err := unix.Statfs(paths["mem"], &mem); err != nil || mem.Type != unix.TMPFS_MAGIC ||
+		mem.Blocks*uint64(mem.Bsize) != 1<<20 {
 		t.Errorf("mem: type %x, %d blocks (%v)", mem.Type, mem.Blocks, err)
 	}
 
@@ -111,7 +113,8 @@ func TestPodFilesOfHostileNames(t *testing.T) {
 	}
 	for _, tt := range []struct{ namespace, name, uid string }{
 		{"..", "web", testUID}, {"shop", "../..", testUID}, {"shop", "web", ".."}, {"shop", "web", ""}, {"", "web", testUID},
-		{"shop", "", testUID}, {"sh/op", "web", testUID}, {"shop", "we/b", testUID}, {"shop", "web", testUID + "/.."}, {"shop", "web", testUID + "\n"},
+		{"shop", "", testUID}, {"sh/op", "web", testUID}, {"shop", "we/b", testUID}, {"shop", "web", testUID + "/.."},
+		{"shop", "web", testUID + "\n"},
 		{"Shop", "web", testUID}, {"shop", strings.Repeat("a", 254), testUID},
 	} {
 		f := good
@@ -170,7 +173,8 @@ func TestHostPath(t *testing.T) {
 		{dir, "", true}, {file, "", true}, {filepath.Join(dir, "none"), "", false},
 		{dir, "Directory", true}, {file, "Directory", false},
 		{file, "File", true}, {dir, "File", false}, {"/dev/null", "File", false},
-		{"/dev/null", "CharDevice", true}, {"/dev/null", "BlockDevice", false}, {file, "Socket", false}, {sock, "Socket", sock != ""},
+		{"/dev/null", "CharDevice", true}, {"/dev/null", "BlockDevice", false}, {file, "Socket", false}, {sock, "Socket",
+			sock != ""},
 		{filepath.Join(dir, "new/dir"), "DirectoryOrCreate", true}, {file, "DirectoryOrCreate", false},
 		{filepath.Join(dir, "newfile"), "FileOrCreate", true}, {filepath.Join(dir, "no/parent"), "FileOrCreate", false},
 	} {

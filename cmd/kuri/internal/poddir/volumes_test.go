@@ -27,7 +27,8 @@ func TestPodVolumes(t *testing.T) {
 	paths, err := f.Make("/run/kuri/kuri.sock", []manifest.Volume{
 		{Name: "config", Mode: 0o755, Group: &group, ReadOnly: true, Files: []manifest.VolumeFile{
 			{Path: "a", Data: []byte("A"), Mode: 0o400}, {Path: "deep/b", Data: []byte("B"), Mode: 0o644, User: 7}}},
-		{Name: "keys", Mode: 0o755, Memory: true, ReadOnly: true, Files: []manifest.VolumeFile{{Path: "k", Data: []byte("K"), Mode: 0o400}}},
+		{Name: "keys", Mode: 0o755, Memory: true, ReadOnly: true,
+			Files: []manifest.VolumeFile{{Path: "k", Data: []byte("K"), Mode: 0o400}}},
 		{Name: "data", Mode: 0o777, Claim: "data-db-0"},
 		{Name: "scratch", Mode: 0o777},
 	}, nil)
@@ -66,7 +67,8 @@ func TestPodVolumes(t *testing.T) {
 		}
 	}
 	for i, sub := range []string{"up", "abs", "abs/shadow", "proc", "up/new", "abs/new"} {
-		if at, err := f.SubPath("c", manifest.SubPath{Mount: i, Volume: "scratch", Path: sub}, paths["scratch"]); err == nil || !strings.Contains(err.Error(), "leads out of the volume") {
+		if at, err := f.SubPath("c", manifest.SubPath{Mount: i, Volume: "scratch", Path: sub},
+			paths["scratch"]); err == nil || !strings.Contains(err.Error(), "leads out of the volume") {
 			t.Errorf("%s: %q, %v", sub, at, err)
 		}
 	}

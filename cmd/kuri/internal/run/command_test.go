@@ -21,7 +21,8 @@ func TestManifestFromStandardInput(t *testing.T) {
 	if want := "kuri: pod b: spec.restartPolicy is ignored: a container that exits is not started again\n"; errs.String() != want {
 		t.Errorf("says %q", errs)
 	}
-	if _, err := readManifest(t.Context(), c, filepath.Join(t.TempDir(), "none"), &runOptions{}); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := readManifest(t.Context(), c, filepath.Join(t.TempDir(), "none"), &runOptions{}); !errors.Is(err,
+		fs.ErrNotExist) {
 		t.Error(err)
 	}
 	if uid := newUID(); !poddir.UIDForm.MatchString(uid) || uid == newUID() {

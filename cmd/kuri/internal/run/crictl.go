@@ -121,7 +121,8 @@ func create(ctx context.Context, c *cli.CLI, podName, containerFile, podFile str
 	if st, err := img.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec}); err != nil {
 		return fmt.Errorf("look for image %s: %w", name, err)
 	} else if st.Image == nil {
-		if _, err := image.Pull(ctx, c, img, &runtimeapi.PullImageRequest{Image: spec, SandboxConfig: podConfig, Auth: login.AuthFor(ctx, c, name)}); err != nil {
+		if _, err := image.Pull(ctx, c, img, &runtimeapi.PullImageRequest{Image: spec, SandboxConfig: podConfig,
+			Auth: login.AuthFor(ctx, c, name)}); err != nil {
 			return err
 		}
 	}
@@ -130,7 +131,8 @@ func create(ctx context.Context, c *cli.CLI, podName, containerFile, podFile str
 			return fmt.Errorf("make the directory of the log: %w", err)
 		}
 	}
-	made, err := rt.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod.Id, Config: config, SandboxConfig: podConfig})
+	made, err := rt.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod.Id, Config: config,
+		SandboxConfig: podConfig})
 	if err != nil {
 		return about("create container "+config.GetMetadata().GetName(), err)
 	}

@@ -51,7 +51,8 @@ this terminal.`,
 	f.StringVar(&o.image, "image", "busybox", "`IMAGE` to run; it is pulled when it is missing")
 	f.BoolVarP(&o.stdin, "stdin", "i", false, "pass the input on")
 	f.BoolVarP(&o.tty, "tty", "t", false, "give it a terminal")
-	f.StringVar(&o.target, "target", "", "`CONTAINER` of the pod whose processes are seen; none for those of the pod alone")
+	f.StringVar(&o.target, "target", "",
+		"`CONTAINER` of the pod whose processes are seen; none for those of the pod alone")
 	f.StringArrayVarP(&o.env, "env", "e", nil, "variable, `NAME=VALUE`")
 	f.StringArrayVar(&o.capAdd, "cap-add", nil, "`CAPABILITY` to add to SYS_PTRACE")
 	f.BoolVar(&o.privileged, "privileged", false, "all capabilities and devices")
@@ -161,7 +162,8 @@ func (d *debugRun) find(ctx context.Context, name string) error {
 			return err
 		}
 	case ct != nil && cli.IsNotRunning(ct):
-		return fmt.Errorf("%s does not run: kuri debug --target %s %s looks into its pod alone", have.ContainerText(ct), noTarget, cli.PodName(pod))
+		return fmt.Errorf("%s does not run: kuri debug --target %s %s looks into its pod alone", have.ContainerText(ct),
+			noTarget, cli.PodName(pod))
 	case ct != nil:
 		d.target = ct
 	default:
@@ -219,7 +221,8 @@ func (d *debugRun) pullMissing(ctx context.Context) (string, error) {
 		case pulled:
 			return "", fmt.Errorf("the runtime does not find the image %s which it has just pulled", d.o.image)
 		}
-		req := &runtimeapi.PullImageRequest{Image: spec, SandboxConfig: d.sandboxConfig(), Auth: login.AuthFor(ctx, d.run.CLI, d.o.image)}
+		req := &runtimeapi.PullImageRequest{Image: spec, SandboxConfig: d.sandboxConfig(),
+			Auth: login.AuthFor(ctx, d.run.CLI, d.o.image)}
 		if _, err := image.Pull(ctx, d.run.CLI, d.img, req); err != nil {
 			return "", fmt.Errorf("%w\n--image names another one, such as one that is here: kuri images", err)
 		}
@@ -236,7 +239,8 @@ func (d *debugRun) start(ctx context.Context, image string, command []string) er
 			manifest.LabelPodUID: d.pod.GetMetadata().GetUid(), manifest.LabelContainerName: d.name,
 		},
 		Stdin: d.o.stdin, StdinOnce: d.o.stdin, Tty: d.o.tty,
-		Linux: &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{}, SecurityContext: d.security()},
+		Linux: &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{},
+			SecurityContext: d.security()},
 	}
 	for _, e := range d.o.env {
 		name, value, ok := strings.Cut(e, "=")
@@ -251,7 +255,8 @@ func (d *debugRun) start(ctx context.Context, image string, command []string) er
 			return fmt.Errorf("make a directory for the log: %w", err)
 		}
 	}
-	made, err := d.rt.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: d.pod.Id, Config: config, SandboxConfig: d.sandboxConfig()})
+	made, err := d.rt.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: d.pod.Id, Config: config,
+		SandboxConfig: d.sandboxConfig()})
 	if err != nil {
 		return about("create container "+d.name, err)
 	}
@@ -266,7 +271,8 @@ func (d *debugRun) start(ctx context.Context, image string, command []string) er
 // privileges to inspect them.
 func (d *debugRun) security() *runtimeapi.LinuxContainerSecurityContext {
 	of := d.pod.GetLinux().GetNamespaces().GetOptions()
-	options := &runtimeapi.NamespaceOption{Network: of.GetNetwork(), Pid: of.GetPid(), Ipc: of.GetIpc(), UsernsOptions: of.GetUsernsOptions()}
+	options := &runtimeapi.NamespaceOption{Network: of.GetNetwork(), Pid: of.GetPid(), Ipc: of.GetIpc(),
+		UsernsOptions: of.GetUsernsOptions()}
 	if d.target != nil && options.Pid == runtimeapi.NamespaceMode_CONTAINER {
 		options.Pid, options.TargetId = runtimeapi.NamespaceMode_TARGET, d.target.Id
 	}

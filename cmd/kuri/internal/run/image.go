@@ -53,7 +53,8 @@ func (o *imageOptions) flags(cmd *cobra.Command) {
 	f.StringArrayVarP(&o.env, "env", "e", nil, "variable, `NAME=VALUE`; NAME alone takes it from here")
 	f.StringArrayVar(&o.envFiles, "env-file", nil, "`FILE` with a NAME=VALUE in each line")
 	f.StringArrayVarP(&o.ports, "publish", "p", nil, "port of the node for one of the container, `[[IP:]PORT:]PORT[/udp]`")
-	f.StringArrayVarP(&o.volumes, "volume", "v", nil, "path of the node in the container, `PATH:PATH[:ro]`; one PATH alone is a new directory")
+	f.StringArrayVarP(&o.volumes, "volume", "v", nil,
+		"path of the node in the container, `PATH:PATH[:ro]`; one PATH alone is a new directory")
 	f.StringArrayVar(&o.tmpfs, "tmpfs", nil, "`PATH[:size=64m]` in memory")
 	f.StringVar(&o.network, "network", "", "`host` for the node's network; else the pod has its own")
 	f.StringVar(&o.pid, "pid", "", "`host` for the node's processes")
@@ -104,7 +105,8 @@ func (o *imageOptions) pod(name, image string, command []string, env func(string
 	if name == "" {
 		name = base[:min(len(base), 50)] + "-" + strings.ToLower(rand.Text()[:5])
 	}
-	b := &podBuilder{env: env, ctr: corev1.Container{Name: base, Image: image, Args: literal(command...), Stdin: o.stdin, StdinOnce: o.stdin && !o.detach, TTY: o.tty}}
+	b := &podBuilder{env: env, ctr: corev1.Container{Name: base, Image: image, Args: literal(command...), Stdin: o.stdin,
+		StdinOnce: o.stdin && !o.detach, TTY: o.tty}}
 	b.pod.Name, b.pod.Namespace = name, metav1.NamespaceDefault
 	b.pod.Spec.RestartPolicy = corev1.RestartPolicyNever
 	for _, step := range []func(*imageOptions) error{b.process, b.variables, b.publish, b.mounts, b.namespaces, b.identity, b.limits, b.security} {
@@ -253,7 +255,8 @@ func (b *podBuilder) volume(v string) error {
 		return fmt.Errorf("--volume %q: expected PATH:PATH[:ro]", v)
 	}
 	if !strings.ContainsAny(parts[0][:1], "/.~") {
-		return fmt.Errorf("--volume %q: there are no volumes with names: name a path of the node, ./%s or /srv/%s", v, parts[0], parts[0])
+		return fmt.Errorf("--volume %q: there are no volumes with names: name a path of the node, ./%s or /srv/%s", v,
+			parts[0], parts[0])
 	}
 	path, err := filepath.Abs(parts[0])
 	if err != nil {
@@ -318,7 +321,8 @@ func (b *podBuilder) namespaces(o *imageOptions) error {
 	for i := range b.ctr.Ports { // nothing is mapped in the node's network
 		if p := &b.ctr.Ports[i]; spec.HostNetwork {
 			if p.HostPort != p.ContainerPort {
-				return fmt.Errorf("--publish %d:%d: with --network host the container listens at the node's own ports", p.HostPort, p.ContainerPort)
+				return fmt.Errorf("--publish %d:%d: with --network host the container listens at the node's own ports", p.HostPort,
+					p.ContainerPort)
 			}
 		}
 	}
@@ -348,7 +352,8 @@ func (b *podBuilder) identity(o *imageOptions) error {
 		if _, err := netip.ParseAddr(strings.Trim(ip, "[]")); !ok || err != nil {
 			return fmt.Errorf("--add-host %q: expected NAME:IP", h)
 		}
-		b.pod.Spec.HostAliases = append(b.pod.Spec.HostAliases, corev1.HostAlias{IP: strings.Trim(ip, "[]"), Hostnames: []string{host}})
+		b.pod.Spec.HostAliases = append(b.pod.Spec.HostAliases,
+			corev1.HostAlias{IP: strings.Trim(ip, "[]"), Hostnames: []string{host}})
 	}
 	if len(o.dns) > 0 {
 		b.pod.Spec.DNSPolicy, b.pod.Spec.DNSConfig = corev1.DNSNone, &corev1.PodDNSConfig{Nameservers: o.dns}

@@ -24,8 +24,10 @@ func TestLooksLikeFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	for args, want := range map[string]bool{
-		"-": true, "web.yaml": true, "web.yml": true, "web.json": true, "./web": true, "../web": true, "/web": true, "pod": true, "pod --rm": true,
-		"nginx ls -l": false, "busybox": false, "busybox sh": false, "registry.example/a/b:1": false, "redis": false, "redis --port 1": false,
+		"-": true, "web.yaml": true, "web.yml": true, "web.json": true, "./web": true, "../web": true, "/web": true,
+		"pod": true, "pod --rm": true,
+		"nginx ls -l": false, "busybox": false, "busybox sh": false, "registry.example/a/b:1": false, "redis": false,
+		"redis --port 1": false,
 	} {
 		list := strings.Fields(args)
 		if got := looksLikeFile(list[0], list[1:]); got != want {
@@ -36,7 +38,8 @@ func TestLooksLikeFile(t *testing.T) {
 
 func TestParsePublish(t *testing.T) {
 	for in, want := range map[string]string{
-		"8080:80": "8080-80-TCP-", "127.0.0.1:53:53/udp": "53-53-UDP-127.0.0.1", "[::1]:80:80": "80-80-TCP-::1", "8000-8001:80-81": "8000-80-TCP- 8001-81-TCP-",
+		"8080:80": "8080-80-TCP-", "127.0.0.1:53:53/udp": "53-53-UDP-127.0.0.1", "[::1]:80:80": "80-80-TCP-::1",
+		"8000-8001:80-81": "8000-80-TCP- 8001-81-TCP-",
 	} {
 		list, err := parsePublish(in)
 		var got []string
@@ -50,7 +53,8 @@ func TestParsePublish(t *testing.T) {
 	if list, err := parsePublish("80"); err != nil || len(list) != 1 || list[0].HostPort == 0 {
 		t.Errorf("any port of the node: %v %v", list, err)
 	}
-	for _, in := range []string{"", "x", "80:x", "0:80", "80:0", "99999:80", "1:2:3", "a:80:80", "80:80/icmp", "8000-8002:80-81", "81-80:81-80"} {
+	for _, in := range []string{"", "x", "80:x", "0:80", "80:0", "99999:80", "1:2:3", "a:80:80", "80:80/icmp",
+		"8000-8002:80-81", "81-80:81-80"} {
 		if list, err := parsePublish(in); err == nil {
 			t.Errorf("%q: %v", in, list)
 		}
@@ -60,21 +64,24 @@ func TestParsePublish(t *testing.T) {
 func TestEnvFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "env")
 	long := strings.Repeat("x", 100<<10) // longer than the buffer of a bufio.Scanner
-	if err := os.WriteFile(file, []byte("# comment\n\n  A=1 \r\nLONG="+long+"\nHERE\nMISSING\nLAST=z"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("# comment\n\n  A=1 \r\nLONG="+long+"\nHERE\nMISSING\nLAST=z"),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	b := &podBuilder{env: func(name string) string { return map[string]string{"HERE": "node"}[name] }}
 	if err := b.variables(&imageOptions{envFiles: []string{file}}); err != nil {
 		t.Fatal(err)
 	}
-	want := []corev1.EnvVar{{Name: "A", Value: "1 "}, {Name: "LONG", Value: long}, {Name: "HERE", Value: "node"}, {Name: "LAST", Value: "z"}}
+	want := []corev1.EnvVar{{Name: "A", Value: "1 "}, {Name: "LONG", Value: long}, {Name: "HERE", Value: "node"},
+		{Name: "LAST", Value: "z"}}
 	if !reflect.DeepEqual(b.ctr.Env, want) {
 		t.Errorf("%d variables: %.200v", len(b.ctr.Env), b.ctr.Env)
 	}
 }
 
 func TestDockerBytes(t *testing.T) {
-	for in, want := range map[string]int64{"64m": 64 << 20, "64M": 64 << 20, "64Mi": 64 << 20, "64mb": 64 << 20, "1.5g": 3 << 29, "67108864": 64 << 20, "67108864b": 64 << 20, "2048k": 2 << 20} {
+	for in, want := range map[string]int64{"64m": 64 << 20, "64M": 64 << 20, "64Mi": 64 << 20, "64mb": 64 << 20,
+		"1.5g": 3 << 29, "67108864": 64 << 20, "67108864b": 64 << 20, "2048k": 2 << 20} {
 		if q, err := cli.ParseBytes(in); err != nil || q.Value() != want {
 			t.Errorf("%q: %d %v", in, q.Value(), err)
 		}
@@ -87,7 +94,8 @@ func TestDockerBytes(t *testing.T) {
 }
 
 func TestImagePod(t *testing.T) {
-	o := &imageOptions{pull: "missing", grace: -1, volumes: []string{"/x:/y:ro"}, capAdd: []string{"cap_net_raw"}, stop: "int"}
+	o := &imageOptions{pull: "missing", grace: -1, volumes: []string{"/x:/y:ro"}, capAdd: []string{"cap_net_raw"},
+		stop: "int"}
 	if _, err := o.pod("", "registry.example:5000/team/My_App:1", nil, os.Getenv); err == nil {
 		t.Error("an image in upper case is taken")
 	}
@@ -95,7 +103,8 @@ func TestImagePod(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if ct := p.Containers()[0]; ct.Name != "my-app" || !strings.HasPrefix(p.Name(), "my-app-") || ct.Pull() != "IfNotPresent" {
+	if ct := p.Containers()[0]; ct.Name != "my-app" || !strings.HasPrefix(p.Name(), "my-app-") ||
+		ct.Pull() != "IfNotPresent" {
 		t.Errorf("%s %+v", p.Name(), ct)
 	}
 	o.stop = "nosuch"

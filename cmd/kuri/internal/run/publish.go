@@ -48,7 +48,8 @@ func parsePublish(s string) ([]corev1.ContainerPort, error) {
 				return nil, fmt.Errorf("--publish %q: find a free port of the node: %w", s, err)
 			}
 		}
-		out = append(out, corev1.ContainerPort{ContainerPort: int32(n), HostPort: int32(at), HostIP: ip, Protocol: corev1.Protocol(protocol)})
+		out = append(out, corev1.ContainerPort{ContainerPort: int32(n), HostPort: int32(at), HostIP: ip,
+			Protocol: corev1.Protocol(protocol)})
 	}
 	return out, nil
 }

@@ -70,7 +70,8 @@ func (r *run) requireUserNamespaces(ctx context.Context, p *runningPod) error {
 	}
 	for _, h := range st.RuntimeHandlers {
 		if h.Name == p.Handler() && !h.GetFeatures().GetUserNamespaces() {
-			return fmt.Errorf("pod %s: hostUsers: false cannot be honoured, the runtime has no user namespaces on this node", p.Name())
+			return fmt.Errorf("pod %s: hostUsers: false cannot be honoured, the runtime has no user namespaces on this node",
+				p.Name())
 		}
 	}
 	return nil

@@ -51,7 +51,8 @@ leaves it. SIGTERM leaves too. The container goes on in both cases.`,
 			if err != nil {
 				return err
 			}
-			resp, err := rt.Attach(ctx, &runtimeapi.AttachRequest{ContainerId: ct.Id, Stdin: stdin, Stdout: true, Stderr: !tty, Tty: tty})
+			resp, err := rt.Attach(ctx, &runtimeapi.AttachRequest{ContainerId: ct.Id, Stdin: stdin, Stdout: true, Stderr: !tty,
+				Tty: tty})
 			if err != nil {
 				return fmt.Errorf("attach to %s: %w", args[0], err)
 			}

@@ -54,7 +54,8 @@ devices.`,
 		},
 	}
 	cmd.Flags().BoolVar(&useTar, "tar", false, "have the container's own tar do the work, also on Kuri's runtime")
-	cmd.Flags().BoolVarP(&owner, "archive", "a", false, "into a container: keep the numbers of owner and group; else it is root's")
+	cmd.Flags().BoolVarP(&owner, "archive", "a", false,
+		"into a container: keep the numbers of owner and group; else it is root's")
 	return cmd
 }
 
@@ -116,7 +117,8 @@ func cp(ctx context.Context, c *cli.CLI, from, to place, owner, useTar bool) err
 		}
 		return b.pack(ctx, from.path, c.Out)
 	case from.path == "-" && from.container == "":
-		return b.send(ctx, "the tar", to.path, func(ctx context.Context, w io.Writer) error { return tree.Again(ctx, w, c.Input(ctx), b.leftOut) })
+		return b.send(ctx, "the tar", to.path,
+			func(ctx context.Context, w io.Writer) error { return tree.Again(ctx, w, c.Input(ctx), b.leftOut) })
 	case from.container != "":
 		return b.out(ctx, from.path, to.path)
 	}
@@ -257,7 +259,8 @@ func (b box) in(ctx context.Context, from, to string, owner bool) error {
 		}
 		dir, name = path.Dir(dir), path.Base(dir)
 	}
-	return b.send(ctx, from, dir, func(ctx context.Context, w io.Writer) error { return tree.Pack(ctx, w, from, name, owner, b.leftOut) })
+	return b.send(ctx, from, dir,
+		func(ctx context.Context, w io.Writer) error { return tree.Pack(ctx, w, from, name, owner, b.leftOut) })
 }
 
 // send has the container unpack the output of pack in a directory.
@@ -299,7 +302,8 @@ func (b box) isDir(ctx context.Context, p string) (bool, error) {
 		}
 		return r.Directory, nil
 	}
-	r, err := b.rt.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: b.id, Cmd: []string{"test", "-d", p}, Timeout: 30})
+	r, err := b.rt.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: b.id, Cmd: []string{"test", "-d", p},
+		Timeout: 30})
 	if cli.ConnectionLost(err) {
 		return false, err
 	}
@@ -382,7 +386,8 @@ const maxMessages = 4 << 10
 
 // tar runs the container's tar.
 func (b box) tar(ctx context.Context, in io.Reader, out io.Writer, args ...string) error {
-	req := &runtimeapi.ExecRequest{ContainerId: b.id, Cmd: append([]string{"tar"}, args...), Stdin: in != nil, Stdout: true, Stderr: true}
+	req := &runtimeapi.ExecRequest{ContainerId: b.id, Cmd: append([]string{"tar"}, args...), Stdin: in != nil,
+		Stdout: true, Stderr: true}
 	resp, err := b.rt.Exec(ctx, req)
 	if err != nil {
 		return fmt.Errorf("run tar in %s: %w", b.name, err)

@@ -32,7 +32,8 @@ func TestParsePlace(t *testing.T) {
 
 func TestSplit(t *testing.T) {
 	for in, want := range map[string][2]string{
-		"/etc/hosts": {"/etc", "hosts"}, "/etc/": {"/", "etc"}, "/": {"/", "."}, "/etc/.": {"/etc", "."}, ".": {".", "."}, "rel": {".", "rel"},
+		"/etc/hosts": {"/etc", "hosts"}, "/etc/": {"/", "etc"}, "/": {"/", "."}, "/etc/.": {"/etc", "."}, ".": {".", "."},
+		"rel":    {".", "rel"},
 		"a/../b": {".", "b"}, "..": {"..", "."}, "../..": {"../..", "."}, "/-x": {"/", "-x"},
 	} {
 		if dir, base := split(in); dir != want[0] || base != want[1] {

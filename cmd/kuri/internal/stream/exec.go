@@ -112,13 +112,15 @@ func exec(ctx context.Context, c *cli.CLI, o *execOptions, name string, command 
 	default:
 		return execSync(ctx, c, rt, ct.Id, name, command, o.limit)
 	}
-	resp, err := rt.Exec(ctx, &runtimeapi.ExecRequest{ContainerId: ct.Id, Cmd: command, Stdin: o.stdin, Stdout: true, Stderr: !tty, Tty: tty})
+	resp, err := rt.Exec(ctx, &runtimeapi.ExecRequest{ContainerId: ct.Id, Cmd: command, Stdin: o.stdin, Stdout: true,
+		Stderr: !tty, Tty: tty})
 	if err != nil {
 		return NotRun(fmt.Errorf("exec in %s: %w", name, err))
 	}
 	err = Copy(ctx, c, resp.Url, Options{Stdin: o.stdin, TTY: tty, Detach: detach})
 	if errors.Is(err, ErrDetached) {
-		fmt.Fprintf(c.Err, "\nkuri: detached; %s was hung up, %s keeps running\n", cli.Printable(command[0]), cli.Printable(name))
+		fmt.Fprintf(c.Err, "\nkuri: detached; %s was hung up, %s keeps running\n", cli.Printable(command[0]),
+			cli.Printable(name))
 		return nil
 	}
 	return NotRun(Annotate("exec in "+name, err))
@@ -126,8 +128,10 @@ func exec(ctx context.Context, c *cli.CLI, o *execOptions, name string, command 
 
 // execSync runs a command without input and prints its output when it has exited. The limit is
 // rounded up to whole seconds, the CRI's unit.
-func execSync(ctx context.Context, c *cli.CLI, rt *client.Runtime, id, name string, command []string, limit time.Duration) error {
-	req := &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: command, Timeout: int64((limit + time.Second - 1) / time.Second)}
+func execSync(ctx context.Context, c *cli.CLI, rt *client.Runtime, id, name string, command []string,
+	limit time.Duration) error {
+	req := &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: command,
+		Timeout: int64((limit + time.Second - 1) / time.Second)}
 	r, err := rt.ExecSync(ctx, req, grpc.MaxCallRecvMsgSize(maxExecAnswer))
 	if err != nil {
 		return NotRun(fmt.Errorf("exec in %s: %w", name, err))

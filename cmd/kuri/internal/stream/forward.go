@@ -89,7 +89,8 @@ func parsePorts(args []string) ([]forwardedPort, error) {
 			}
 		}
 		if err != nil || to == 0 {
-			return nil, cli.Usagef("%q: expected PORT or LOCAL:PORT, each a number from 1 to 65535, LOCAL 0 for any free port", arg)
+			return nil, cli.Usagef("%q: expected PORT or LOCAL:PORT, each a number from 1 to 65535, LOCAL 0 for any free port",
+				arg)
 		}
 		out = append(out, forwardedPort{uint16(from), uint16(to)})
 	}
@@ -167,7 +168,8 @@ func (f *forwarder) listen(addresses []string, ports []forwardedPort) (all []lis
 				if listenErr != nil {
 					err = listenErr
 					if errors.Is(err, syscall.EADDRINUSE) {
-						return all, fmt.Errorf("port %d of this machine is another program's: name a free one, or 0 for any (0:%d): %w", p.local, p.remote, err)
+						return all, fmt.Errorf("port %d of this machine is another program's: name a free one, or 0 for any (0:%d): %w",
+							p.local, p.remote, err)
 					}
 					continue
 				}
@@ -207,7 +209,8 @@ func (f *forwarder) connection(ctx context.Context) (httpstream.Connection, erro
 	if err != nil {
 		return nil, err
 	}
-	conn, _, err := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, u).Dial(portForwardProtocol)
+	conn, _, err := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost,
+		u).Dial(portForwardProtocol)
 	if err != nil {
 		return nil, fmt.Errorf("forward ports of %s: %w", f.name, streamingError(u, err))
 	}

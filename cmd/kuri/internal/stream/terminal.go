@@ -86,7 +86,8 @@ var ErrDetached = errors.New("detached")
 
 // DetachFlag adds the flag --detach-keys to cmd.
 func DetachFlag(cmd *cobra.Command, keys *string) {
-	cmd.Flags().StringVar(keys, "detach-keys", defaultDetachKeys, "`KEYS` that leave the terminal, such as ctrl-p,ctrl-q or ctrl-]; empty for none")
+	cmd.Flags().StringVar(keys, "detach-keys", defaultDetachKeys,
+		"`KEYS` that leave the terminal, such as ctrl-p,ctrl-q or ctrl-]; empty for none")
 }
 
 // ParseKeys returns the bytes that a terminal sends for keys such as "ctrl-p,ctrl-q" or "q".

@@ -13,7 +13,8 @@ import (
 )
 
 func TestParseKeys(t *testing.T) {
-	for in, want := range map[string]string{"": "", "ctrl-p,ctrl-q": "\x10\x11", "ctrl-]": "\x1d", "CTRL-A,d": "\x01d", "ctrl-@": "\x00", "~,.": "~."} {
+	for in, want := range map[string]string{"": "", "ctrl-p,ctrl-q": "\x10\x11", "ctrl-]": "\x1d", "CTRL-A,d": "\x01d",
+		"ctrl-@": "\x00", "~,.": "~."} {
 		if got, err := ParseKeys(in); err != nil || string(got) != want {
 			t.Errorf("%q: %q %v", in, got, err)
 		}
@@ -38,7 +39,8 @@ func TestKeyWatch(t *testing.T) {
 		}
 	}
 	detached := make(chan struct{})
-	k := &keyWatch{in: iotest.OneByteReader(strings.NewReader("x\x10\x10\x11y")), keys: []byte("\x10\x11"), detach: func() { close(detached) }}
+	k := &keyWatch{in: iotest.OneByteReader(strings.NewReader("x\x10\x10\x11y")), keys: []byte("\x10\x11"),
+		detach: func() { close(detached) }}
 	go io.ReadAll(k) // never returns
 	<-detached
 }
@@ -62,7 +64,8 @@ func TestExecCodes(t *testing.T) {
 			t.Errorf("%s: %d, want %d", text, got, want)
 		}
 	}
-	if err := Annotate("exec in web", errors.New("Internal error occurred: error executing command in container: why")); err.Error() != "exec in web: why" {
+	if err := Annotate("exec in web",
+		errors.New("Internal error occurred: error executing command in container: why")); err.Error() != "exec in web: why" {
 		t.Error(err)
 	}
 }

@@ -186,8 +186,9 @@ func (s *sampler) podStats(ctx context.Context, have *cli.Inventory) (map[string
 // podLoad returns the row of a pod, without the shares of its containers.
 func (s *sampler) podLoad(pod *runtimeapi.PodSandbox, st *runtimeapi.PodSandboxStats) load {
 	l := load{
-		Pod: strings.TrimPrefix(cli.PodKey(pod), "default/"), ID: pod.Id, CPU: unknown, Memory: unknown, Limit: unknown, Processes: unknown,
-		Receive: unknown, Send: unknown, Disk: unknown, WaitCPU: unknown, WaitMemory: unknown, WaitIO: unknown,
+		Pod: strings.TrimPrefix(cli.PodKey(pod), "default/"), ID: pod.Id, CPU: unknown, Memory: unknown, Limit: unknown,
+		Processes: unknown,
+		Receive:   unknown, Send: unknown, Disk: unknown, WaitCPU: unknown, WaitMemory: unknown, WaitIO: unknown,
 	}
 	linux := st.GetLinux()
 	if linux == nil {
@@ -199,14 +200,18 @@ func (s *sampler) podLoad(pod *runtimeapi.PodSandbox, st *runtimeapi.PodSandboxS
 	net, nic := linux.GetNetwork(), linux.GetNetwork().GetDefaultInterface()
 	l.Receive = s.rate(pod.Id+" rx", net.GetTimestamp(), nic.GetRxBytes())
 	l.Send = s.rate(pod.Id+" tx", net.GetTimestamp(), nic.GetTxBytes())
-	l.WaitCPU, l.WaitMemory, l.WaitIO = waits(linux.GetCpu().GetPsi()), waits(linux.GetMemory().GetPsi()), waits(linux.GetIo().GetPsi())
+	l.WaitCPU, l.WaitMemory, l.WaitIO = waits(linux.GetCpu().GetPsi()), waits(linux.GetMemory().GetPsi()),
+		waits(linux.GetIo().GetPsi())
 	return l
 }
 
 func (s *sampler) containerLoad(pod load, ct *runtimeapi.Container, st *runtimeapi.ContainerStats) load {
 	l := load{
-		Pod: pod.Pod, Container: ct.GetMetadata().GetName(), ID: ct.Id, State: cli.ContainerState(&runtimeapi.ContainerStatus{State: ct.State}), CPU: unknown, Memory: unknown, Limit: unknown,
-		Processes: unknown, Receive: pod.Receive, Send: pod.Send, Disk: unknown, WaitCPU: unknown, WaitMemory: unknown, WaitIO: unknown,
+		Pod: pod.Pod, Container: ct.GetMetadata().GetName(), ID: ct.Id,
+		State: cli.ContainerState(&runtimeapi.ContainerStatus{State: ct.State}), CPU: unknown, Memory: unknown,
+		Limit:     unknown,
+		Processes: unknown, Receive: pod.Receive, Send: pod.Send, Disk: unknown, WaitCPU: unknown, WaitMemory: unknown,
+		WaitIO: unknown,
 	}
 	if ct.State == runtimeapi.ContainerState_CONTAINER_EXITED {
 		l.State = "exited" // the list does not have the exit code
@@ -220,7 +225,8 @@ func (s *sampler) containerLoad(pod load, ct *runtimeapi.Container, st *runtimea
 		l.Limit = l.Memory + float64(available.GetValue())
 	}
 	l.Disk = number(st.GetWritableLayer().GetUsedBytes())
-	l.WaitCPU, l.WaitMemory, l.WaitIO = waits(st.GetCpu().GetPsi()), waits(st.GetMemory().GetPsi()), waits(st.GetIo().GetPsi())
+	l.WaitCPU, l.WaitMemory, l.WaitIO = waits(st.GetCpu().GetPsi()), waits(st.GetMemory().GetPsi()),
+		waits(st.GetIo().GetPsi())
 	return l
 }
 

@@ -90,7 +90,8 @@ func top(ctx context.Context, c *cli.CLI, o topOptions) error {
 		return err
 	}
 	defer rt.Close()
-	view := &topView{containers: o.containers, filter: o.filter, delay: o.delay, order: slices.IndexFunc(topOrders, func(t topOrder) bool { return t.name == o.order })}
+	view := &topView{containers: o.containers, filter: o.filter, delay: o.delay,
+		order: slices.IndexFunc(topOrders, func(t topOrder) bool { return t.name == o.order })}
 	if v, err := rt.Version(ctx, &runtimeapi.VersionRequest{}); err == nil {
 		view.runtime = v.RuntimeName + " " + v.RuntimeVersion
 	}
@@ -336,8 +337,8 @@ func readInput(ctx context.Context, in *os.File, to chan<- []byte) {
 	}
 }
 
-// guarded runs fn in a goroutine. A panic in it cancels the context, so that the terminal is restored before the program
-// ends.
+// guarded runs fn in a goroutine. A panic in it cancels the context, so that the terminal is
+// restored before the program ends.
 func guarded(cancel context.CancelCauseFunc, fn func()) {
 	go func() {
 		defer func() {

@@ -29,7 +29,8 @@ func TestReadKeys(t *testing.T) {
 		rest string
 	}{
 		{"qP", false, []rune{'q', 'P'}, ""},
-		{"\x1b[A\x1bOB\x1b[5~\x1b[6~\x1b[1~\x1b[F", false, []rune{keyUp, keyDown, keyPageUp, keyPageDown, keyHome, keyEnd}, ""},
+		{"\x1b[A\x1bOB\x1b[5~\x1b[6~\x1b[1~\x1b[F", false, []rune{keyUp, keyDown, keyPageUp, keyPageDown, keyHome, keyEnd},
+			""},
 		{"\x1b", false, nil, "\x1b"}, {"\x1b[", false, nil, "\x1b["}, {"\x1b[1;5", false, nil, "\x1b[1;5"},
 		{"\x1b", true, []rune{keyEscape}, ""}, {"\x1b[", true, []rune{keyEscape, '['}, ""},
 		{"\x1bq", false, []rune{keyEscape, 'q'}, ""},
@@ -71,8 +72,10 @@ func testView() *topView {
 	v := &topView{order: 1, delay: time.Second, now: &sampling{Time: time.Now()}}
 	for i := range 40 {
 		pod := fmt.Sprintf("shop/web%02d\x1b[2J", i)
-		v.now.Pods = append(v.now.Pods, load{Pod: pod, ID: fmt.Sprint("p", i), State: "1/1", CPU: float64(i), Memory: float64(40-i) * 1e6, Limit: 1e9, WaitCPU: unknown})
-		v.now.Containers = append(v.now.Containers, load{Pod: pod, Container: "main", ID: fmt.Sprint("c", i), State: "running", CPU: float64(i)})
+		v.now.Pods = append(v.now.Pods, load{Pod: pod, ID: fmt.Sprint("p", i), State: "1/1", CPU: float64(i),
+			Memory: float64(40-i) * 1e6, Limit: 1e9, WaitCPU: unknown})
+		v.now.Containers = append(v.now.Containers, load{Pod: pod, Container: "main", ID: fmt.Sprint("c", i),
+			State: "running", CPU: float64(i)})
 	}
 	return v
 }
@@ -86,13 +89,15 @@ func TestTopKeys(t *testing.T) {
 		}
 	}
 	top := func() string { return strings.TrimSuffix(strings.TrimPrefix(v.rows()[0].Pod, "shop/"), "\x1b[2J") }
-	for _, tt := range []struct{ keys, first string }{{"", "web39"}, {"M", "web00"}, {"R", "web39"}, {"N", "web00"}, {">", "web39"}, {"<", "web00"}, {"P", "web39"}} {
+	for _, tt := range []struct{ keys, first string }{{"", "web39"}, {"M", "web00"}, {"R", "web39"}, {"N", "web00"},
+		{">", "web39"}, {"<", "web00"}, {"P", "web39"}} {
 		if press(tt.keys); top() != tt.first {
 			t.Errorf("after %q the first is %s, want %s", tt.keys, top(), tt.first)
 		}
 	}
 	press("N" + strings.Repeat("j", 30))
-	if v.selected != "p30" || !strings.Contains(joined(v.lines(100, 20)), "web30") || strings.Contains(joined(v.lines(100, 20)), "web00") {
+	if v.selected != "p30" || !strings.Contains(joined(v.lines(100, 20)), "web30") ||
+		strings.Contains(joined(v.lines(100, 20)), "web00") {
 		t.Errorf("selected %s\n%s", v.selected, joined(v.lines(100, 20)))
 	}
 	press("\r") // its containers
@@ -133,7 +138,8 @@ func joined(lines []line) string {
 // On a narrow screen the least important columns are omitted, and no line is cut within a number.
 func TestTopColumns(t *testing.T) {
 	v := testView()
-	for width, want := range map[int]string{200: "CPU% MEMORY MEM% PROC RX/s TX/s DISK CPUw MEMw IOw", 80: "CPU% MEMORY PROC RX/s TX/s DISK", 60: "CPU% MEMORY RX/s", 20: "CPU% MEMORY"} {
+	for width, want := range map[int]string{200: "CPU% MEMORY MEM% PROC RX/s TX/s DISK CPUw MEMw IOw",
+		80: "CPU% MEMORY PROC RX/s TX/s DISK", 60: "CPU% MEMORY RX/s", 20: "CPU% MEMORY"} {
 		if got := strings.Join(strings.Fields(v.head(width))[2:], " "); got != want {
 			t.Errorf("%d columns: %s, want %s", width, got, want)
 		}
@@ -150,27 +156,34 @@ type oldRuntime struct {
 	reading int64
 }
 
-func (r *oldRuntime) ListPodSandbox(context.Context, *runtimeapi.ListPodSandboxRequest, ...grpc.CallOption) (*runtimeapi.ListPodSandboxResponse, error) {
-	return &runtimeapi.ListPodSandboxResponse{Items: []*runtimeapi.PodSandbox{{Id: "p", Metadata: &runtimeapi.PodSandboxMetadata{Namespace: "default", Name: "web"}}}}, nil
+func (r *oldRuntime) ListPodSandbox(context.Context, *runtimeapi.ListPodSandboxRequest,
+	...grpc.CallOption) (*runtimeapi.ListPodSandboxResponse, error) {
+	return &runtimeapi.ListPodSandboxResponse{Items: []*runtimeapi.PodSandbox{{Id: "p",
+		Metadata: &runtimeapi.PodSandboxMetadata{Namespace: "default", Name: "web"}}}}, nil
 }
 
-func (r *oldRuntime) ListContainers(context.Context, *runtimeapi.ListContainersRequest, ...grpc.CallOption) (*runtimeapi.ListContainersResponse, error) {
+func (r *oldRuntime) ListContainers(context.Context, *runtimeapi.ListContainersRequest,
+	...grpc.CallOption) (*runtimeapi.ListContainersResponse, error) {
 	return &runtimeapi.ListContainersResponse{Containers: []*runtimeapi.Container{
 		{Id: "c", PodSandboxId: "p", Metadata: &runtimeapi.ContainerMetadata{Name: "main"}, State: clitest.Running},
 		{Id: "e", PodSandboxId: "p", Metadata: &runtimeapi.ContainerMetadata{Name: "init"}, State: clitest.Exited},
 	}}, nil
 }
 
-func (r *oldRuntime) PodSandboxStats(context.Context, *runtimeapi.PodSandboxStatsRequest, ...grpc.CallOption) (*runtimeapi.PodSandboxStatsResponse, error) {
+func (r *oldRuntime) PodSandboxStats(context.Context, *runtimeapi.PodSandboxStatsRequest,
+	...grpc.CallOption) (*runtimeapi.PodSandboxStatsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "unknown method")
 }
 
-func (r *oldRuntime) ListContainerStats(context.Context, *runtimeapi.ListContainerStatsRequest, ...grpc.CallOption) (*runtimeapi.ListContainerStatsResponse, error) {
+func (r *oldRuntime) ListContainerStats(context.Context, *runtimeapi.ListContainerStatsRequest,
+	...grpc.CallOption) (*runtimeapi.ListContainerStatsResponse, error) {
 	at := 1e18 + r.reading*1e9
 	return &runtimeapi.ListContainerStatsResponse{Stats: []*runtimeapi.ContainerStats{{
 		Attributes: &runtimeapi.ContainerAttributes{Id: "c"},
-		Cpu:        &runtimeapi.CpuUsage{Timestamp: int64(at), UsageCoreNanoSeconds: &runtimeapi.UInt64Value{Value: uint64(r.reading) * 25e7}},
-		Memory:     &runtimeapi.MemoryUsage{WorkingSetBytes: &runtimeapi.UInt64Value{Value: 1 << 20}, AvailableBytes: &runtimeapi.UInt64Value{Value: 3 << 20}},
+		Cpu: &runtimeapi.CpuUsage{Timestamp: int64(at),
+			UsageCoreNanoSeconds: &runtimeapi.UInt64Value{Value: uint64(r.reading) * 25e7}},
+		Memory: &runtimeapi.MemoryUsage{WorkingSetBytes: &runtimeapi.UInt64Value{Value: 1 << 20},
+			AvailableBytes: &runtimeapi.UInt64Value{Value: 3 << 20}},
 	}}}, nil
 }
 
@@ -187,10 +200,12 @@ func TestSamplesOfAnotherRuntime(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(got.Pods) != 1 || len(got.Containers) != 2 || got.Running != 1 || got.Pods[0].CPU != want || got.Pods[0].Memory != 1<<20 || got.Pods[0].State != "1/2" {
+		if len(got.Pods) != 1 || len(got.Containers) != 2 || got.Running != 1 || got.Pods[0].CPU != want ||
+			got.Pods[0].Memory != 1<<20 || got.Pods[0].State != "1/2" {
 			t.Errorf("sample %d: %+v", i, got)
 		}
-		if c := got.Containers[slices.IndexFunc(got.Containers, func(l load) bool { return l.ID == "c" })]; c.CPU != want || ofLimit(c) != 25 || c.Receive != unknown {
+		if c := got.Containers[slices.IndexFunc(got.Containers, func(l load) bool { return l.ID == "c" })]; c.CPU != want ||
+			ofLimit(c) != 25 || c.Receive != unknown {
 			t.Errorf("sample %d: %+v", i, c)
 		}
 	}

@@ -133,7 +133,8 @@ func (v *topView) summary() []line {
 	if v.now == nil {
 		return []line{{first, plain}, {"", plain}}
 	}
-	first += fmt.Sprintf("  %s  pods %d, ready %d  containers %d, running %d", v.now.Time.Format(time.TimeOnly), len(v.now.Pods), v.now.Ready, len(v.now.Containers), v.now.Running)
+	first += fmt.Sprintf("  %s  pods %d, ready %d  containers %d, running %d", v.now.Time.Format(time.TimeOnly),
+		len(v.now.Pods), v.now.Ready, len(v.now.Containers), v.now.Running)
 	cpu, memory := 0.0, 0.0
 	for _, p := range v.now.Pods {
 		cpu, memory = cpu+max(p.CPU, 0), memory+max(p.Memory, 0)

@@ -158,7 +158,8 @@ func Again(ctx context.Context, w io.Writer, r io.Reader, left func(string)) err
 			left(h.Name)
 			continue
 		}
-		plain := tar.Header{Typeflag: h.Typeflag, Name: h.Name, Linkname: h.Linkname, Size: h.Size, Mode: h.Mode, Uid: h.Uid, Gid: h.Gid, ModTime: h.ModTime}
+		plain := tar.Header{Typeflag: h.Typeflag, Name: h.Name, Linkname: h.Linkname, Size: h.Size, Mode: h.Mode, Uid: h.Uid,
+			Gid: h.Gid, ModTime: h.ModTime}
 		gnu(&plain)
 		if err := out.WriteHeader(&plain); err != nil {
 			return fmt.Errorf("entry %q: %w", h.Name, err)
@@ -177,7 +178,8 @@ var ErrNothing = errors.New("nothing was copied: only files, directories and lin
 // headers, as long or non-ASCII ones would be. It also looks for a part of the name in the place
 // where GNU's format may have two more times.
 func gnu(h *tar.Header) {
-	h.Format, h.ModTime, h.AccessTime, h.ChangeTime = tar.FormatGNU, h.ModTime.Truncate(time.Second), time.Time{}, time.Time{}
+	h.Format, h.ModTime, h.AccessTime, h.ChangeTime = tar.FormatGNU, h.ModTime.Truncate(time.Second), time.Time{},
+		time.Time{}
 }
 
 // Unpack unpacks a tar whose entries are all named from or from/…. It creates them below the

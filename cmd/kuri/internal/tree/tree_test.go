@@ -115,7 +115,8 @@ func TestUnpackIntoALinkOfTheTargets(t *testing.T) {
 	if err := os.Symlink(elsewhere, filepath.Join(parent, "to", "l")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Unpack(t.Context(), tarOf(t, dir("src"), file("src/l/f")), parent, "src", "to", func(string) {}); err == nil {
+	if _, err := Unpack(t.Context(), tarOf(t, dir("src"), file("src/l/f")), parent, "src", "to",
+		func(string) {}); err == nil {
 		t.Error("it was written through the link")
 	}
 	if left := list(t, elsewhere); len(left) > 0 {
@@ -126,8 +127,10 @@ func TestUnpackIntoALinkOfTheTargets(t *testing.T) {
 func TestUnpackLeavesOutDevicesAndSetuid(t *testing.T) {
 	parent := t.TempDir()
 	var left []string
-	n, err := Unpack(t.Context(), tarOf(t, dir("./src/"), file("./src/f"), tar.Header{Typeflag: tar.TypeChar, Name: "./src/null", Devmajor: 1, Devminor: 3},
-		tar.Header{Typeflag: tar.TypeFifo, Name: "./src/pipe"}, symlink("./src/l", "/etc/passwd")), parent, "src", "to", func(s string) { left = append(left, s) })
+	n, err := Unpack(t.Context(), tarOf(t, dir("./src/"), file("./src/f"),
+		tar.Header{Typeflag: tar.TypeChar, Name: "./src/null", Devmajor: 1, Devminor: 3},
+		tar.Header{Typeflag: tar.TypeFifo, Name: "./src/pipe"}, symlink("./src/l", "/etc/passwd")), parent, "src", "to",
+		func(s string) { left = append(left, s) })
 	if err != nil || n != 3 || strings.Join(left, " ") != "./src/null ./src/pipe" {
 		t.Errorf("%d %v: %v", n, err, left)
 	}
@@ -159,7 +162,8 @@ func TestThereAndBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // the second time over existing files
-		if _, err := Unpack(t.Context(), bytes.NewReader(b.Bytes()), dst, "a", "a", func(s string) { t.Error(s) }); err != nil {
+		if _, err := Unpack(t.Context(), bytes.NewReader(b.Bytes()), dst, "a", "a",
+			func(s string) { t.Error(s) }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -199,7 +203,8 @@ func TestNamesForEveryTar(t *testing.T) {
 	if err := Pack(t.Context(), &b, src, strings.Repeat("dir/", 40)+"x", true, func(s string) { t.Error(s) }); err != nil {
 		t.Fatal(err)
 	}
-	for body := b.Bytes(); len(body) >= 512; body = body[512:] { // the files are empty: there are only headers and long names
+	// the files are empty: there are only headers and long names
+	for body := b.Bytes(); len(body) >= 512; body = body[512:] {
 		if magic := string(body[257:265]); magic == "ustar\x0000" {
 			t.Errorf("entry %.100q is of type %q and not GNU's", body[:100], body[156])
 		}
@@ -350,12 +355,14 @@ func TestNothingToCopy(t *testing.T) {
 	if err := Pack(t.Context(), io.Discard, dir, "x", false, func(string) {}); err != nil {
 		t.Errorf("a directory with a FIFO in it: %v", err)
 	}
-	for what, in := range map[string]io.Reader{"a FIFO": tarOf(t, tar.Header{Typeflag: tar.TypeFifo, Name: "p"}), "nothing": strings.NewReader("")} {
+	for what, in := range map[string]io.Reader{"a FIFO": tarOf(t, tar.Header{Typeflag: tar.TypeFifo, Name: "p"}),
+		"nothing": strings.NewReader("")} {
 		if err := Again(t.Context(), io.Discard, in, func(string) {}); !errors.Is(err, ErrNothing) {
 			t.Errorf("a tar with %s: %v", what, err)
 		}
 	}
-	if err := Again(t.Context(), io.Discard, strings.NewReader("text\n"), func(string) {}); err == nil || !strings.Contains(err.Error(), "not a tar") {
+	if err := Again(t.Context(), io.Discard, strings.NewReader("text\n"), func(string) {}); err == nil ||
+		!strings.Contains(err.Error(), "not a tar") {
 		t.Errorf("no tar: %v", err)
 	}
 	n, err := Unpack(t.Context(), tarOf(t, tar.Header{Typeflag: tar.TypeFifo, Name: "p"}), dir, "p", "q", func(string) {})
