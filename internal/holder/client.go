@@ -1,6 +1,7 @@
 package holder
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -46,8 +47,10 @@ const answerLimit = 5 * time.Second
 type Client struct {
 	socket string
 
-	mu sync.Mutex // guards fd; held during an exchange, which answerLimit bounds
-	fd int        // -1 for none
+	mu      sync.Mutex      // guards all below; held during an exchange, which answerLimit bounds
+	fd      int             // -1 for none
+	packet  [answerMax]byte // the last answer
+	request []byte          // the last request
 }
 
 // Connect returns a client of the holder of a state directory. It does not require that one runs.
@@ -331,10 +334,11 @@ func (c *Client) exchange(r request) (answer, error) {
 // exchangeAll sends requests and then receives their answers. The caller holds c.mu.
 func (c *Client) exchangeAll(all []request) ([]answer, error) {
 	for _, r := range all {
-		body := binary.NativeEndian.AppendUint32(nil, version)
+		body := binary.NativeEndian.AppendUint32(c.request[:0], version)
 		body = binary.NativeEndian.AppendUint32(body, r.op)
 		body = binary.NativeEndian.AppendUint32(body, uint32(r.pid))
-		if err := c.send(append(body, r.name...), r.file); err != nil {
+		c.request = append(body, r.name...)
+		if err := c.send(c.request, r.file); err != nil {
 			return nil, err
 		}
 	}
@@ -350,12 +354,12 @@ func (c *Client) exchangeAll(all []request) ([]answer, error) {
 }
 
 func (c *Client) receive() (answer, error) {
-	packet, control := make([]byte, answerMax), make([]byte, unix.CmsgSpace(4))
-	n, cn, _, _, err := unix.Recvmsg(c.fd, packet, control, unix.MSG_CMSG_CLOEXEC)
+	control := make([]byte, unix.CmsgSpace(4))
+	n, cn, _, _, err := unix.Recvmsg(c.fd, c.packet[:], control, unix.MSG_CMSG_CLOEXEC)
 	for err == unix.EINTR {
-		n, cn, _, _, err = unix.Recvmsg(c.fd, packet, control, unix.MSG_CMSG_CLOEXEC)
+		n, cn, _, _, err = unix.Recvmsg(c.fd, c.packet[:], control, unix.MSG_CMSG_CLOEXEC)
 	}
-	return parse(packet[:max(n, 0)], control[:max(cn, 0)], err)
+	return parse(c.packet[:max(n, 0)], control[:max(cn, 0)], err)
 }
 
 func (c *Client) send(body []byte, f *os.File) error {
@@ -380,7 +384,7 @@ func (c *Client) send(body []byte, f *os.File) error {
 	return serr
 }
 
-// parse decodes an answer.
+// parse decodes an answer. The answer does not refer to the packet.
 func parse(packet, control []byte, err error) (answer, error) {
 	switch {
 	case err == unix.EAGAIN:
@@ -393,7 +397,7 @@ func parse(packet, control []byte, err error) (answer, error) {
 		return answer{}, fmt.Errorf("the answer has only %d bytes", len(packet))
 	}
 	word := func(i int) int32 { return int32(binary.NativeEndian.Uint32(packet[4*i:])) }
-	a := answer{errno: unix.Errno(word(0)), first: word(1), second: word(2), data: packet[12:], fd: -1}
+	a := answer{errno: unix.Errno(word(0)), first: word(1), second: word(2), data: bytes.Clone(packet[12:]), fd: -1}
 	messages, err := unix.ParseSocketControlMessage(control)
 	if err != nil {
 		return a, err

@@ -93,7 +93,8 @@ func (e *Embedded) Executor(id, bundle string) (*Executor, error) {
 			return x, nil
 		}
 	}
-	x.request, x.env, err = request(id, spec, config, cgroup.Entries(x.cgroups, x.home.Dir()))
+	m, env, err := request(id, spec, config, cgroup.Entries(x.cgroups, x.home.Dir()))
+	x.request, x.env = slices.Clone(m), env // without the spare capacity
 	return x, err
 }
 
@@ -143,7 +144,7 @@ var namespaceFlags = map[specs.LinuxNamespaceType]uint32{
 // request writes the part that the requests of all processes of a container have in common, in the
 // order in which forkserver.c reads it. entries are the files through which they enter its cgroups;
 // see [cgroup.Entries].
-func request(id string, spec *specs.Spec, config *configs.Config, entries []string) ([]byte, environ, error) {
+func request(id string, spec *specs.Spec, config *configs.Config, entries []string) (message, environ, error) {
 	p := spec.Process
 	env, hasHome, err := environment(p.Env)
 	if err != nil {
@@ -178,7 +179,7 @@ func request(id string, spec *specs.Spec, config *configs.Config, entries []stri
 	set(withOwner, ownerUID != 0 || ownerGID != 0)
 	set(inUserns, namespaces&unix.CLONE_NEWUSER != 0)
 
-	var m message
+	m := make(message, 0, usualSize)
 	var width, height uint
 	if size := p.ConsoleSize; size != nil {
 		width, height = size.Width, size.Height
@@ -214,7 +215,7 @@ func request(id string, spec *specs.Spec, config *configs.Config, entries []stri
 	m.strs(env)
 	at.end = len(m)
 	m.strs(entries)
-	return slices.Clone(m), at, nil
+	return m, at, nil
 }
 
 // owner returns the owner of a process's pipes in ids of the host: its user, and the group of root

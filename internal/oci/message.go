@@ -5,6 +5,9 @@ import "encoding/binary"
 // message is a request while it is written.
 type message []byte
 
+// usualSize is the size in bytes that most requests for containers fit into, with a seccomp filter.
+const usualSize = 10 << 10
+
 func (m *message) u32(values ...uint32) {
 	for _, v := range values {
 		*m = binary.NativeEndian.AppendUint32(*m, v)

@@ -36,11 +36,10 @@ const (
 // init joins, which the caller must close.
 func (n *native) request(spec *specs.Spec, config *configs.Config) (body []byte, joined []*os.File, err error) {
 	entries, last := cgroup.EntriesCPULast(n.paths)
-	common, _, err := request(n.id, spec, config, entries)
+	m, _, err := request(n.id, spec, config, entries)
 	if err != nil {
 		return nil, nil, err
 	}
-	m := message(common)
 	m.filter(n.filter)
 	m.strs(spec.Process.Args)
 	m.str("") // no separate cgroup within the container's
@@ -254,14 +253,21 @@ func (out *message) mount(m *configs.Mount, staged bool) {
 	}
 }
 
+// mountAttributes pairs each flag of mount(2), other than those of atime, with its attribute.
+var mountAttributes = []struct {
+	flag int
+	attr uint64
+}{
+	{unix.MS_RDONLY, unix.MOUNT_ATTR_RDONLY}, {unix.MS_NOSUID, unix.MOUNT_ATTR_NOSUID}, {unix.MS_NODEV, unix.MOUNT_ATTR_NODEV},
+	{unix.MS_NOEXEC, unix.MOUNT_ATTR_NOEXEC}, {unix.MS_NODIRATIME, unix.MOUNT_ATTR_NODIRATIME},
+	{unix.MS_NOSYMFOLLOW, unix.MOUNT_ATTR_NOSYMFOLLOW},
+}
+
 // attributes converts flags of mount(2) to attributes of mount_setattr(2).
 func attributes(flags int) (attr uint64) {
-	for ms, a := range map[int]uint64{
-		unix.MS_RDONLY: unix.MOUNT_ATTR_RDONLY, unix.MS_NOSUID: unix.MOUNT_ATTR_NOSUID, unix.MS_NODEV: unix.MOUNT_ATTR_NODEV,
-		unix.MS_NOEXEC: unix.MOUNT_ATTR_NOEXEC, unix.MS_NODIRATIME: unix.MOUNT_ATTR_NODIRATIME, unix.MS_NOSYMFOLLOW: unix.MOUNT_ATTR_NOSYMFOLLOW,
-	} {
-		if flags&ms != 0 {
-			attr |= a
+	for _, each := range mountAttributes {
+		if flags&each.flag != 0 {
+			attr |= each.attr
 		}
 	}
 	switch {
