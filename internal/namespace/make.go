@@ -24,6 +24,10 @@ type Config struct {
 
 	// SysctlDefaults are set unless Sysctls has them. Those that the kernel does not accept are only logged.
 	SysctlDefaults map[string]string
+
+	// CreateUser creates the user namespace and, owned by it, the namespaces in flags (CLONE_NEWNET and
+	// the like). It returns the pid of a process in them, which end ends. nil means [StartCreator].
+	CreateUser func(flags int, m *Mapping) (pid int, end func(), err error)
 }
 
 // Set holds the namespaces of a pod. The field of a namespace that the pod shares with the host is nil or "".
@@ -67,7 +71,7 @@ func (s *Set) make(cfg Config, asked, defaults sysctl.Values,
 		}
 	}
 	if cfg.User != nil {
-		if err := s.enterNew(flags, cfg.User, inside); err != nil {
+		if err := s.enterNew(flags, cfg, inside); err != nil {
 			return fmt.Errorf("create namespaces: %w", err)
 		}
 	} else if err := unix.Unshare(flags); err != nil {

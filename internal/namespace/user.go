@@ -44,31 +44,45 @@ func (m *Mapping) attributes(flags int) *syscall.SysProcAttr {
 	}
 }
 
+// StartCreator starts a program in a new user namespace and the namespaces in flags. It never runs:
+// it stops before its first instruction. end ends it. See [Config].
+func StartCreator(flags int, m *Mapping) (pid int, end func(), err error) {
+	attr := m.attributes(flags)
+	attr.Ptrace, attr.Pdeathsig = true, syscall.SIGKILL
+	creator := &exec.Cmd{Args: []string{"kuri-user"}, Dir: "/", SysProcAttr: attr}
+	if err := seal.Program(creator); err != nil {
+		return 0, nil, err
+	}
+	if err := creator.Start(); err != nil {
+		return 0, nil, err
+	}
+	return creator.Process.Pid, func() {
+		creator.Process.Kill()
+		_ = creator.Wait()
+	}, nil
+}
+
 // enterNew creates a user namespace and the namespaces in flags, keeps the user namespace in s, and
-// moves the calling thread into the others. The process that inside starts creates them, or else a
-// process that never runs.
-func (s *Set) enterNew(flags int, m *Mapping, inside func(*syscall.SysProcAttr) (int, error)) (err error) {
+// moves the calling thread into the others. The process that inside starts creates them, or else one
+// that cfg.CreateUser creates.
+func (s *Set) enterNew(flags int, cfg Config, inside func(*syscall.SysProcAttr) (int, error)) (err error) {
 	pid := 0
 	if inside != nil {
-		if pid, err = inside(m.attributes(flags)); err != nil {
+		if pid, err = inside(cfg.User.attributes(flags)); err != nil {
 			return err
 		}
 	}
 	if pid == 0 {
-		attr := m.attributes(flags)
-		attr.Ptrace, attr.Pdeathsig = true, syscall.SIGKILL // it stops before its first instruction
-		creator := &exec.Cmd{Args: []string{"kuri-user"}, Dir: "/", SysProcAttr: attr}
-		if err := seal.Program(creator); err != nil {
+		create := cfg.CreateUser
+		if create == nil {
+			create = StartCreator
+		}
+		creator, end, err := create(flags, cfg.User)
+		if err != nil {
 			return fmt.Errorf("create a user namespace: %w", err)
 		}
-		if err := creator.Start(); err != nil {
-			return fmt.Errorf("create a user namespace: %w", err)
-		}
-		defer func() {
-			creator.Process.Kill()
-			_ = creator.Wait()
-		}()
-		pid = creator.Process.Pid
+		defer end()
+		pid = creator
 	}
 	dir := fmt.Sprintf("/proc/%d/ns/", pid)
 	if s.User, err = os.Open(dir + "user"); err != nil {

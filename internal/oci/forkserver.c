@@ -15,6 +15,8 @@
 // the filter and forks B under it. If the filter forbids a later step, B loads it instead, and has
 // the capability until then.
 //
+// It also forks the processes that create user namespaces.
+//
 // exec.go writes the requests, with the fields in the same order.
 #define _GNU_SOURCE
 #include <errno.h>
@@ -49,7 +51,8 @@
 // Descriptors of A. All descriptors of the server are below MOST.
 enum { TALK = 3, INIT = 4, KEEPER = 5, SPARE = 6, SELF = 7, PROGRAM = 8, MOST = 32 };
 enum { TIMER_SLACK_NS = 50000 }; // the kernel's default
-enum { IN_CGROUP = 1, HAS_STDIN = 2, TERMINAL = 4, COPIER = 8, CONTAINER = 16, NEW_PIDS = 32 }; // a request's flags
+enum { IN_CGROUP = 1, HAS_STDIN = 2, TERMINAL = 4, COPIER = 8, CONTAINER = 16, NEW_PIDS = 32, NEW_USER = 64 }; // a request's flags
+enum { OWNS_NETWORK = 1, OWNS_IPC = 2, OWNS_UTS = 4 }; // the second byte with NEW_USER
 enum { NNP = 1, CAPS = 2, NO_HOME = 4, UMASK = 8, OOM = 16, OWNER = 32, USERNS = 64 }; // its switches
 
 // The steps that can fail. forkserver.go has the same numbers.
@@ -717,18 +720,42 @@ static void arrange(const int *fds)
 // descriptors returns how many descriptors belong to a request.
 static int descriptors(int joins)
 {
+	if (r.flags & NEW_USER)
+		return 1;
 	return (r.flags & TERMINAL ? 3 : 4) + !!(r.flags & HAS_STDIN) + !!(r.flags & IN_CGROUP) + (r.flags & CONTAINER ? 1 + joins : 0);
+}
+
+// owned returns the flags of a new user namespace, and of the namespaces that it is to own.
+static uint64_t owned(int which)
+{
+	return CLONE_NEWUSER | (which & OWNS_NETWORK ? CLONE_NEWNET : 0) | (which & OWNS_IPC ? CLONE_NEWIPC : 0) |
+	       (which & OWNS_UTS ? CLONE_NEWUTS : 0);
+}
+
+// keep_namespaces keeps the new namespaces of this process until the keeper closes its end of the
+// socket.
+__attribute__((noreturn)) static void keep_namespaces(int talk)
+{
+	char byte;
+
+	must(dup3(talk, TALK, O_CLOEXEC) == TALK, READ);
+	for (int fd = TALK + 1; fd < MOST; fd++)
+		close(fd);
+	while (read(TALK, &byte, 1) < 0 && errno == EINTR)
+		;
+	_exit(0);
 }
 
 static void answer(int sock)
 {
 	char control[CMSG_SPACE(20 * sizeof(int))];
-	unsigned char head[2]; // flags, and the number of namespaces that a container joins
+	unsigned char head[2]; // flags, and the number of namespaces that a container joins, or which ones to create
 	struct iovec body = {head, sizeof(head)};
 	struct msghdr message = {.msg_iov = &body, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
 	struct cmsghdr *first;
 	ssize_t got;
-	int fds[20], n, into, new_pids;
+	int fds[20], n, into;
+	uint64_t new;
 	pid_t pid;
 
 	while ((got = recvmsg(sock, &message, MSG_CMSG_CLOEXEC)) < 0 && errno == EINTR)
@@ -741,9 +768,11 @@ static void answer(int sock)
 		memcpy(fds, CMSG_DATA(first), n * sizeof(int));
 	r.flags = head[0];
 	into = r.flags & IN_CGROUP;
-	new_pids = r.flags & NEW_PIDS;
+	new = r.flags & NEW_USER ? owned(head[1]) : r.flags & NEW_PIDS ? CLONE_NEWPID : 0;
 	if (got == sizeof(head) && head[1] <= JOINED_MAX && n == descriptors(head[1])) {
-		pid = clone_process((into ? CLONE_INTO_CGROUP : 0) | (new_pids ? CLONE_NEWPID : 0), into ? fds[n - 1] : 0);
+		pid = clone_process((into ? CLONE_INTO_CGROUP : 0) | new, into ? fds[n - 1] : 0);
+		if (pid == 0 && r.flags & NEW_USER)
+			keep_namespaces(fds[0]);
 		if (pid == 0 && r.flags & CONTAINER) {
 			arrange_container(fds, n - !!into, head[1]);
 			read_request();

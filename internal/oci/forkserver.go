@@ -58,8 +58,9 @@ func (s *forkServer) start() error {
 // errKilled is the error of a process that has ended without a message.
 var errKilled = errors.New("it was killed before it began; has the container memory left?")
 
-// ask sends one request: its flags, the number of namespaces that a container joins, and
-// descriptors. It returns the pid of the fork server that has received the request.
+// ask sends one request: its flags, the number of namespaces that a container joins (with newUser,
+// which namespaces to create), and descriptors. It returns the pid of the fork server that has
+// received the request.
 func (s *forkServer) ask(flags, joins byte, fds ...int) (server int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -98,6 +99,7 @@ const (
 	isCopier    // runs copy.c from this program
 	isContainer // the init of a container, containerinit.h
 	newPIDs     // in a new PID namespace
+	newUser     // only keeps a new user namespace; see user.go
 )
 
 // killLimit bounds the wait for a process that was killed before its exec: it may hang in a

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/opencontainers/cgroups"
@@ -76,6 +77,7 @@ func (l *Libcontainer) configure(ctx context.Context, id, bundle string, spec *s
 	unfiltered := *spec
 	unfiltered.Linux = new(*spec.Linux)
 	unfiltered.Linux.Seccomp = nil
+	user := takeUserPath(&unfiltered)
 	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
 		CgroupName:       id,
 		UseSystemdCgroup: systemdCgroup,
@@ -87,10 +89,33 @@ func (l *Libcontainer) configure(ctx context.Context, id, bundle string, spec *s
 	if err != nil {
 		return nil, fault.As(fault.Invalid, fmt.Errorf("configuration of container %s: %w", id, err))
 	}
+	if user != "" {
+		config.Namespaces.Add(configs.NEWUSER, user)
+	}
 	if p := swapProperty(config.Cgroups); p != nil {
 		config.Cgroups.SystemdProps = append(config.Cgroups.SystemdProps, *p)
 	}
 	return config, nil
+}
+
+// takeUserPath removes the path of a user namespace from a specification that also has its mappings,
+// and returns it: with the path, libcontainer would fork this process twice to read the mappings.
+// If libcontainer needs the path, because a mount takes its mapping from the namespace, it removes
+// the mappings instead, and returns "".
+func takeUserPath(spec *specs.Spec) (path string) {
+	i := slices.IndexFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.UserNamespace && ns.Path != "" })
+	if i < 0 || spec.Linux.UIDMappings == nil || spec.Linux.GIDMappings == nil {
+		return ""
+	}
+	for _, m := range spec.Mounts {
+		if m.UIDMappings == nil && (slices.Contains(m.Options, "idmap") || slices.Contains(m.Options, "ridmap")) {
+			spec.Linux.UIDMappings, spec.Linux.GIDMappings = nil, nil
+			return ""
+		}
+	}
+	spec.Linux.Namespaces = slices.Clone(spec.Linux.Namespaces)
+	path, spec.Linux.Namespaces[i].Path = spec.Linux.Namespaces[i].Path, ""
+	return path
 }
 
 func (l *Libcontainer) createByLibcontainer(id string, spec *specs.Spec, config *configs.Config, stdio Stdio) (_ *Created, err error) {

@@ -118,7 +118,8 @@ const (
 // libcontainer's, by which libcontainer recognizes a created container that has not been started.
 const startFile = "exec.fifo"
 
-// initLimit bounds the init's steps up to its start line: a mount may hang.
+// initLimit bounds the init's steps up to its start line: a mount may hang. It also bounds the creation
+// of a user namespace.
 const initLimit = time.Minute
 
 // nativeFile marks the records of a container with our own init.

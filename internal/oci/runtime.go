@@ -7,6 +7,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/kuri-cri/kuri/internal/namespace"
 	"github.com/kuri-cri/kuri/internal/process"
 )
 
@@ -35,7 +36,8 @@ type Runtime interface {
 
 	// Create creates a container (specification: "create"): its process exists and waits at its
 	// start line. It must be called on a separate thread, whose mount namespace the container takes
-	// over. There spec's root.path must be the root filesystem, and mounts below the runtime's
+	// over. If spec has id mappings and the path of a user namespace, they must be that namespace's.
+	// On the thread, spec's root.path must be the root filesystem, and mounts below the runtime's
 	// records must not be visible in other namespaces. The thread's working directory becomes the
 	// bundle. The caller keeps ownership of stdio. After an error nothing of the container remains.
 	// An error of kind Unstartable is caused by the specification or the image. The steps are
@@ -100,6 +102,11 @@ type Runtime interface {
 	Pin(id string)
 	Restore(id string, pid int, waits bool) error
 	Rehold(id string) error
+
+	// CreateUser creates a user namespace with the mapping and, owned by it, the namespaces in flags
+	// (CLONE_NEWNET and the like). It returns the pid of a process in them, a child that does
+	// nothing; end ends and reaps it. See [namespace.Config].
+	CreateUser(flags int, m *namespace.Mapping) (pid int, end func(), err error)
 
 	// Close releases the runtime's memory and descriptors. Containers and their processes continue.
 	Close()

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -83,6 +84,9 @@ func (s *Server) create(ctx context.Context, req *api.CreateRequest) (*api.Conta
 	defer release()
 	if err := s.namespacePaths(n.spec, box); err != nil {
 		return nil, err
+	}
+	if box.ids != nil { // otherwise the runtime reads them from the namespace
+		n.spec.Linux.UIDMappings, n.spec.Linux.GIDMappings = ociMappings(box.ids.UIDs), ociMappings(box.ids.GIDs)
 	}
 
 	// 3. The record of the intent, so that a successor can revert incomplete work.
@@ -387,6 +391,14 @@ func (c *container) stdinLeft() {
 		slog.Warn("note that a stdin was given away", "container", c.id, "err", err)
 	}
 	c.keep.drop(containerName(c.id, "stdin"))
+}
+
+// ociMappings converts the id mappings of a pod's user namespace.
+func ociMappings(maps []syscall.SysProcIDMap) (out []specs.LinuxIDMapping) {
+	for _, m := range maps {
+		out = append(out, specs.LinuxIDMapping{ContainerID: uint32(m.ContainerID), HostID: uint32(m.HostID), Size: uint32(m.Size)})
+	}
+	return out
 }
 
 // namespacePaths replaces the descriptor paths of an earlier keeper, which the caller may still use

@@ -37,7 +37,8 @@ type sandbox struct {
 	gone     string        // why no process can start in it any more; "" if one can
 	removing bool          // it accepts no new containers
 	set      *namespace.Set
-	shmPath  string // "" without a /dev/shm of its own
+	ids      *namespace.Mapping // of its user namespace; nil without one, and after adoption
+	shmPath  string             // "" without a /dev/shm of its own
 
 	init    *namespace.Init // nil without a shared PID namespace
 	initFD  *process.Pidfd
@@ -145,6 +146,8 @@ func (s *Server) makeNamespaces(ctx context.Context, box *sandbox, req *api.Crea
 	if err != nil {
 		return err
 	}
+	config.CreateUser = s.runtime.CreateUser
+	box.ids = config.User
 	release := s.reaper.hold()
 	box.set, err = namespace.Make(config, func(attr *syscall.SysProcAttr) (int, error) { return s.startInit(ctx, box, req, attr) })
 	release()

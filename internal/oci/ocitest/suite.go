@@ -51,6 +51,7 @@ func Run(t *testing.T, of Implementation) {
 		"a later process":  laterProcess,
 		"records restored": restored,
 		"taken back":       takenBack,
+		"user namespaces":  userNamespaces,
 	} {
 		t.Run(name, func(t *testing.T) { test(newNode(t, of)) })
 	}
