@@ -103,12 +103,14 @@ func mountedAt(pid int, at string) bool {
 		return true
 	}
 	defer unix.Close(root)
-	fd, err := unix.Openat2(root, filepath.Clean(at), &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
+	fd, err := unix.Openat2(root, filepath.Clean(at),
+		&unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
 	if err != nil {
 		return err != unix.ENOENT
 	}
 	defer unix.Close(fd)
 	var st unix.Statx_t
 	err = unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, 0, &st)
-	return err != nil || st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0 || st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
+	return err != nil || st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0 ||
+		st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
 }

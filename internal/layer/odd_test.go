@@ -282,7 +282,8 @@ func TestOddOwners(t *testing.T) {
 // The mode of an entry counts, not that of its ACL, as in docker and containerd.
 func TestModeBesideAnACL(t *testing.T) {
 	needRoot(t)
-	acl := "\x02\x00\x00\x00\x01\x00\x06\x00\xff\xff\xff\xff\x04\x00\x04\x00\xff\xff\xff\xff\x20\x00\x04\x00\xff\xff\xff\xff" // u::rw-,g::r--,o::r--
+	// u::rw-,g::r--,o::r--
+	acl := "\x02\x00\x00\x00\x01\x00\x06\x00\xff\xff\xff\xff\x04\x00\x04\x00\xff\xff\xff\xff\x20\x00\x04\x00\xff\xff\xff\xff"
 	with := func(typeflag byte) ent {
 		return ent{Header: tar.Header{Name: "x" + string(typeflag), Typeflag: typeflag, Mode: 0o2751, Format: tar.FormatPAX,
 			PAXRecords: map[string]string{"SCHILY.xattr.system.posix_acl_access": acl}}}

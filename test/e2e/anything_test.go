@@ -27,12 +27,16 @@ import (
 // Odd values for fields of any request.
 var (
 	oddStrings = []string{
-		"", "/", "..", "../../x", ".", "//", "/a/../../b", "/nosuch/x/y", "/dev/null", "/dev/nosuch", "/etc/passwd", "/proc/self/exe", "é", "a b", "=", "A=B", "eth0\n", "%s%n", "a\x00b",
-		strings.Repeat("x", 5000), "-1", "0", "99999999999999999999", "rw", "rwm", "localhost/x", "runtime/default", "unconfined", "ALL", "NET_ADMIN", "SIGKILL", "u:r:t:s0",
-		"sha256:", "busybox@sha256:zz", "1.2.3.4", "::1", "fe80::1%eth0", "kernel.shm_rmid_forced", "net.ipv4.ip_forward", "memory.high", "max", "2MB", "0-99", "1,,2",
+		"", "/", "..", "../../x", ".", "//", "/a/../../b", "/nosuch/x/y", "/dev/null", "/dev/nosuch", "/etc/passwd",
+		"/proc/self/exe", "é", "a b", "=", "A=B", "eth0\n", "%s%n", "a\x00b",
+		strings.Repeat("x", 5000), "-1", "0", "99999999999999999999", "rw", "rwm", "localhost/x", "runtime/default",
+		"unconfined", "ALL", "NET_ADMIN", "SIGKILL", "u:r:t:s0",
+		"sha256:", "busybox@sha256:zz", "1.2.3.4", "::1", "fe80::1%eth0", "kernel.shm_rmid_forced", "net.ipv4.ip_forward",
+		"memory.high", "max", "2MB", "0-99", "1,,2",
 		"io.kubernetes.cri.blockio-class", "io.kubernetes.cri.rdt-class", "cdi.k8s.io/x", "vendor.com/dev=0",
 	}
-	oddNumbers = []int64{0, 1, -1, 2, 9, 15, 64, 65, 1000, -1000, 1001, 4096, 65535, 65536, 1 << 20, 1<<31 - 1, 1 << 31, -1 << 31, 1<<63 - 1, -1 << 63}
+	oddNumbers = []int64{0, 1, -1, 2, 9, 15, 64, 65, 1000, -1000, 1001, 4096, 65535, 65536, 1 << 20, 1<<31 - 1, 1 << 31,
+		-1 << 31, 1<<63 - 1, -1 << 63}
 )
 
 // TestAnyRequestIsAnswered sends requests for pods, containers, updates, execs and images with random changes
@@ -42,12 +46,14 @@ var (
 func TestAnyRequestIsAnswered(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	ref := d.PullBusybox(t)
-	seed, seconds := setting(t, "KURI_ANYTHING_SEED", uint64(time.Now().UnixNano())), setting(t, "KURI_ANYTHING_SECONDS", 5)
+	seed, seconds := setting(t, "KURI_ANYTHING_SEED", uint64(time.Now().UnixNano())), setting(t,
+		"KURI_ANYTHING_SECONDS", 5)
 	t.Logf("KURI_ANYTHING_SEED=%d", seed)
 	end := time.Now().Add(time.Duration(seconds) * time.Second)
 	var clients sync.WaitGroup
 	for n := range uint64(3) {
-		c := &oddClient{Daemon: d, t: t, image: ref, volume: t.TempDir(), rand: rand.New(rand.NewPCG(seed, n)), name: fmt.Sprint("client", n)}
+		c := &oddClient{Daemon: d, t: t, image: ref, volume: t.TempDir(), rand: rand.New(rand.NewPCG(seed, n)),
+			name: fmt.Sprint("client", n)}
 		clients.Go(func() {
 			for i := 0; time.Now().Before(end); i++ {
 				c.onePod(i)
@@ -152,7 +158,8 @@ func (c *oddClient) oneContainer(pod string, podConfig *runtimeapi.PodSandboxCon
 	}
 	var id string
 	if !c.ask("CreateContainer", changes, config, func(ctx context.Context) error {
-		resp, err := c.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: config, SandboxConfig: podConfig})
+		resp, err := c.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: config,
+			SandboxConfig: podConfig})
 		id = resp.GetContainerId()
 		return err
 	}) {

@@ -126,7 +126,8 @@ func TestRemovedByHand(t *testing.T) {
 	s := newShell(t)
 	s.Exec(t, s.run(t, nil, "sleep", "1000"), "true") // so that the keeper has its fork server
 	harness.Eventually(t, 30*time.Second, "the pod's link has its address", func() error {
-		if text := run(t, "ip", "-o", "-6", "address", "show", "scope", "link"); strings.Contains(text, "tentative") || !strings.Contains(text, links(t)[len(links(t))-1]) {
+		if text := run(t, "ip", "-o", "-6", "address", "show", "scope", "link"); strings.Contains(text, "tentative") ||
+			!strings.Contains(text, links(t)[len(links(t))-1]) {
 			return fmt.Errorf("%s", text)
 		}
 		return nil
@@ -139,15 +140,17 @@ func TestRemovedByHand(t *testing.T) {
 		fixed    func(*testing.T, *tamperedPod) // --fix mends all that is fixable, and this holds then
 		mend     func(*testing.T, *tamperedPod)
 	}{
-		{name: "network namespace", notReady: "its network namespace is gone", doctor: "its network namespace is gone", remove: func(t *testing.T, h *tamperedPod) {
-			unpinNetns(t, "/run/netns/kuri-"+h.pod)
-		}},
-		{name: "cgroup", notReady: "its cgroup is gone", doctor: "its cgroup is gone", remove: func(t *testing.T, h *tamperedPod) {
-			for _, dir := range cgroupsOf(t, h.pid) {
-				leave(t, filepath.Dir(filepath.Dir(dir)), h.pid)
-			}
-			harness.RemoveCgroup(t, "/kuri-"+h.pod)
-		}},
+		{name: "network namespace", notReady: "its network namespace is gone", doctor: "its network namespace is gone",
+			remove: func(t *testing.T, h *tamperedPod) {
+				unpinNetns(t, "/run/netns/kuri-"+h.pod)
+			}},
+		{name: "cgroup", notReady: "its cgroup is gone", doctor: "its cgroup is gone",
+			remove: func(t *testing.T, h *tamperedPod) {
+				for _, dir := range cgroupsOf(t, h.pid) {
+					leave(t, filepath.Dir(filepath.Dir(dir)), h.pid)
+				}
+				harness.RemoveCgroup(t, "/kuri-"+h.pod)
+			}},
 		{name: "link", doctor: "is gone: it reaches nobody", remove: func(t *testing.T, h *tamperedPod) {
 			run(t, "ip", "link", "delete", h.link)
 		}},
@@ -164,11 +167,12 @@ func TestRemovedByHand(t *testing.T) {
 				t.Errorf("forwarding is %q: %v", text, err)
 			}
 		}},
-		{name: "directory in the state directory", doctor: "were removed: pod.json, resolv.conf, hosts, hostname", remove: func(t *testing.T, h *tamperedPod) {
-			removeTree(t, filepath.Join(h.State, "pods", h.pod))
-		}, fixed: func(t *testing.T, h *tamperedPod) {
-			h.another(t, "grep -q handled /etc/hosts && cat /etc/resolv.conf")
-		}},
+		{name: "directory in the state directory", doctor: "were removed: pod.json, resolv.conf, hosts, hostname",
+			remove: func(t *testing.T, h *tamperedPod) {
+				removeTree(t, filepath.Join(h.State, "pods", h.pod))
+			}, fixed: func(t *testing.T, h *tamperedPod) {
+				h.another(t, "grep -q handled /etc/hosts && cat /etc/resolv.conf")
+			}},
 		{name: "resolv.conf", doctor: "were removed: resolv.conf;", remove: func(t *testing.T, h *tamperedPod) {
 			removeTree(t, filepath.Join(h.State, "pods", h.pod, "resolv.conf"))
 		}, fixed: func(t *testing.T, h *tamperedPod) { h.another(t, "cat /etc/resolv.conf") }},
@@ -184,16 +188,18 @@ func TestRemovedByHand(t *testing.T) {
 		{name: "bundle", doctor: "its OCI configuration was removed", remove: func(t *testing.T, h *tamperedPod) {
 			removeTree(t, filepath.Join(h.State, "pods", h.pod, "containers", h.container, "config.json"))
 		}},
-		{name: "log directory", doctor: "its log was removed", remove: func(t *testing.T, h *tamperedPod) { removeTree(t, h.logs) },
+		{name: "log directory", doctor: "its log was removed",
+			remove: func(t *testing.T, h *tamperedPod) { removeTree(t, h.logs) },
 			fixed: func(t *testing.T, h *tamperedPod) {
 				if _, err := os.Stat(filepath.Join(h.logs, "main.log")); err != nil {
 					t.Error(err)
 				}
 			}},
-		{name: "mounted volume", doctor: "the source of its volume at /volume was removed", remove: func(t *testing.T, h *tamperedPod) {
-			run(t, "umount", "-l", h.volume)
-			removeTree(t, h.volume)
-		}},
+		{name: "mounted volume", doctor: "the source of its volume at /volume was removed",
+			remove: func(t *testing.T, h *tamperedPod) {
+				run(t, "umount", "-l", h.volume)
+				removeTree(t, h.volume)
+			}},
 		{name: "shm", doctor: "its /dev/shm was unmounted", remove: func(t *testing.T, h *tamperedPod) { h.unmountShm(t) },
 			fixed: func(t *testing.T, h *tamperedPod) {
 				h.Exec(t, h.container, "sh", "-c", "echo shared >/dev/shm/file")
@@ -207,7 +213,8 @@ func TestRemovedByHand(t *testing.T) {
 			}
 		}, mend: func(t *testing.T, h *tamperedPod) {
 			for _, away := range globbed(t, h.Dir, "away-*") {
-				if err := os.Rename(away, filepath.Join(h.Root, "layers", strings.TrimPrefix(filepath.Base(away), "away-"))); err != nil {
+				if err := os.Rename(away,
+					filepath.Join(h.Root, "layers", strings.TrimPrefix(filepath.Base(away), "away-"))); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -232,7 +239,8 @@ func TestRemovedByHand(t *testing.T) {
 			if st := s.PodStatus(t, h.pod); st.State != want {
 				t.Errorf("the pod is %v, want %v", st.State, want)
 			}
-			if st := s.ContainerStatus(t, h.container); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, s.Daemon, h.container) != h.pid {
+			if st := s.ContainerStatus(t, h.container); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+				firstPid(t, s.Daemon, h.container) != h.pid {
 				t.Errorf("the container is %v, process %d of %d", st.State, firstPid(t, s.Daemon, h.container), h.pid)
 			}
 			if c.notReady != "" {
@@ -322,7 +330,8 @@ func TestUnmountedInside(t *testing.T) {
 		if killed {
 			killKeeper(t, s.Daemon, false)
 		}
-		if st := s.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || firstPid(t, s.Daemon, id) != pid || st.Message != "" {
+		if st := s.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+			firstPid(t, s.Daemon, id) != pid || st.Message != "" {
 			t.Errorf("the container is %v, process %d of %d: %q", st.State, firstPid(t, s.Daemon, id), pid, st.Message)
 		}
 		if st := s.PodStatus(t, pod); st.State != runtimeapi.PodSandboxState_SANDBOX_READY {
@@ -333,7 +342,8 @@ func TestUnmountedInside(t *testing.T) {
 		}
 		r, code := doctor(t, s.Daemon)
 		said := fmt.Sprintf("%+v", r.Damages)
-		for _, want := range []string{"was mounted in it: the volume at /volume, the mask of /proc/timer_list Advice", "was mounted in it: its root filesystem Advice"} {
+		for _, want := range []string{"was mounted in it: the volume at /volume, the mask of /proc/timer_list Advice",
+			"was mounted in it: its root filesystem Advice"} {
 			if code != 1 || len(r.Damages) != 2 || !strings.Contains(said, want) || strings.Contains(said, "Fixable:true") {
 				t.Errorf("kuri doctor, exit code %d, which was to say %q: %s", code, want, said)
 			}

@@ -45,7 +45,8 @@ func TestCLI(t *testing.T) {
 				w.Header().Set("WWW-Authenticate", `Basic realm="private"`)
 				w.WriteHeader(http.StatusUnauthorized)
 			})
-			vars := append(d.Env(), "ARCHIVE="+archive, "LATEST="+latest, "PRIVATE="+hidden, "PRIVATE_HOST="+private.Host, "REGISTRY="+d.Registry.Host, "SOCKET="+d.Socket,
+			vars := append(d.Env(), "ARCHIVE="+archive, "LATEST="+latest, "PRIVATE="+hidden, "PRIVATE_HOST="+private.Host,
+				"REGISTRY="+d.Registry.Host, "SOCKET="+d.Socket,
 				"BUSYBOX="+d.Registry.Push(t, "busybox:1", harness.Busybox(t)), "WEB="+d.Registry.Push(t, "web:1", harness.Web(t)))
 			testscript.Run(t, testscript.Params{
 				Files: []string{script},
@@ -107,7 +108,8 @@ func rotate(d *harness.Daemon) func(*testscript.TestScript, bool, []string) {
 			ts.Fatalf("logs of %s: %q", args[0], logs)
 		}
 		ts.Check(os.Rename(logs[0], logs[0]+"."+args[1]))
-		_, err = d.Runtime.ReopenContainerLog(context.Background(), &runtimeapi.ReopenContainerLogRequest{ContainerId: strings.TrimSpace(ts.ReadFile("stdout"))})
+		_, err = d.Runtime.ReopenContainerLog(context.Background(),
+			&runtimeapi.ReopenContainerLogRequest{ContainerId: strings.TrimSpace(ts.ReadFile("stdout"))})
 		ts.Check(err)
 	}
 }

@@ -169,7 +169,8 @@ func (n *clocked) next(t *testing.T) {
 		}
 		n.created[what] = created
 	}
-	if at := time.Unix(0, st.StartedAt); time.Since(at).Abs() > harness.Patient(time.Minute) || st.FinishedAt < st.StartedAt {
+	if at := time.Unix(0, st.StartedAt); time.Since(at).Abs() > harness.Patient(time.Minute) ||
+		st.FinishedAt < st.StartedAt {
 		t.Errorf("started at %s, ended at %s; it is %s", at, time.Unix(0, st.FinishedAt), time.Now())
 	}
 	if _, err := n.Runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod}); err != nil {
@@ -202,7 +203,8 @@ func (n *clocked) ordered(t *testing.T, event func() (*runtimeapi.ContainerEvent
 			t.Errorf("%v of %d comes after one of %d", e.ContainerEventType, e.CreatedAt, last)
 		}
 		last = e.CreatedAt
-		if m := e.PodSandboxStatus.GetMetadata(); m.GetName() == "twice" && m.GetAttempt() == n.attempt-1 && e.ContainerEventType == stopped {
+		if m := e.PodSandboxStatus.GetMetadata(); m.GetName() == "twice" && m.GetAttempt() == n.attempt-1 &&
+			e.ContainerEventType == stopped {
 			return
 		}
 	}

@@ -86,7 +86,8 @@ func TestDoctor(t *testing.T) {
 	// Parts removed from the network of a running pod are restored.
 	table := kuriTable(t)
 	run(t, "nft", "delete", "table", "inet", table)
-	if r, code := doctor(t, d, "--fix"); code != 0 || len(r.Damages) != 1 || !r.Damages[0].Fixed || !strings.Contains(r.Damages[0].Problem, "is gone") {
+	if r, code := doctor(t, d, "--fix"); code != 0 || len(r.Damages) != 1 || !r.Damages[0].Fixed ||
+		!strings.Contains(r.Damages[0].Problem, "is gone") {
 		t.Errorf("a table that is gone: exit code %d: %+v", code, r)
 	}
 	if kuriTable(t) != table || !strings.Contains(run(t, "nft", "list", "table", "inet", table), "24680") {
@@ -145,7 +146,8 @@ func TestDoctor(t *testing.T) {
 func matchDamages(t *testing.T, messes []mess, found []damage) {
 	t.Helper()
 	for _, m := range messes {
-		n := slices.IndexFunc(found, func(dm damage) bool { return dm.Check == m.check && strings.Contains(dm.Subject, m.subject) })
+		n := slices.IndexFunc(found,
+			func(dm damage) bool { return dm.Check == m.check && strings.Contains(dm.Subject, m.subject) })
 		if n < 0 {
 			t.Errorf("not found: %s %s", m.check, m.subject)
 			continue
@@ -195,7 +197,8 @@ func kernelMesses(t *testing.T, d *harness.Daemon) []mess {
 		}, func() bool { return strings.Contains(strings.Join(harness.MountPoints(t), "\n"), mount) }},
 		{"directories of pods", mount, true, func(*testing.T) {}, exists(mount)},
 		{"mount points", point, true, func(t *testing.T) { mkdirAll(t, filepath.Join(point, "rootfs")) }, exists(point)},
-		{"cgroups", "/" + group, true, func(t *testing.T) { makeCgroups(t, group) }, func() bool { return len(cgroupsNamed(group)) > 0 }},
+		{"cgroups", "/" + group, true, func(t *testing.T) { makeCgroups(t, group) },
+			func() bool { return len(cgroupsNamed(group)) > 0 }},
 		{"processes", crowd, false, func(t *testing.T) {
 			makeCgroups(t, crowd)
 			t.Cleanup(func() { harness.RemoveCgroup(t, "/"+crowd) })
@@ -222,7 +225,8 @@ func kernelMesses(t *testing.T, d *harness.Daemon) []mess {
 func kuriTable(t *testing.T) string {
 	t.Helper()
 	for line := range strings.Lines(run(t, "nft", "list", "tables")) {
-		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "table inet "); ok && strings.HasPrefix(name, "kuri-") && !strings.HasSuffix(name, "-apart") {
+		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "table inet "); ok && strings.HasPrefix(name, "kuri-") &&
+			!strings.HasSuffix(name, "-apart") {
 			return name
 		}
 	}
@@ -252,7 +256,8 @@ func diskMesses(t *testing.T, d *harness.Daemon, pod, scratch string) []mess {
 	return []mess{
 		{"records", record + ".damaged", true, write(record + ".damaged"), exists(record + ".damaged")},
 		{"records", lease, true, write(lease), exists(lease)},
-		{"directories of pods", rest, true, func(t *testing.T) { mkdirAll(t, filepath.Join(rest, "containers", id("6"), "upper")) }, exists(rest)},
+		{"directories of pods", rest, true,
+			func(t *testing.T) { mkdirAll(t, filepath.Join(rest, "containers", id("6"), "upper")) }, exists(rest)},
 		{"directories of pods", rest + "/containers/" + id("6"), true, func(*testing.T) {}, exists(rest)},
 		{"writable layers", writable, true, func(t *testing.T) {
 			mkdirAll(t, filepath.Join(writable, "upper"))
@@ -356,10 +361,12 @@ func TestDoctorOfPods(t *testing.T) {
 			t.Errorf("it was fixed: %+v", dm)
 		}
 	}
-	if !strings.Contains(said["pods"], "its network namespace is gone") || !strings.Contains(said["pods"], "kuri rm -f id:"+pod[:13]) {
+	if !strings.Contains(said["pods"], "its network namespace is gone") ||
+		!strings.Contains(said["pods"], "kuri rm -f id:"+pod[:13]) {
 		t.Errorf("of the pod: %q", said["pods"])
 	}
-	if !strings.Contains(said["containers"], "its cgroup is gone") || !strings.Contains(said["containers"], fmt.Sprintf("process %d goes on", pid)) {
+	if !strings.Contains(said["containers"], "its cgroup is gone") ||
+		!strings.Contains(said["containers"], fmt.Sprintf("process %d goes on", pid)) {
 		t.Errorf("of the container: %q", said["containers"])
 	}
 	if !exists(fmt.Sprintf("/proc/%d", pid))() {
@@ -408,7 +415,8 @@ func TestDoctorWithoutDaemon(t *testing.T) {
 	d.Stop(t)
 
 	lease := filepath.Join(d.State, "network", "leases", id("2")+".json")
-	harness.Write(t, filepath.Dir(lease), filepath.Base(lease), fmt.Sprintf(`{"version":1,"data":{"pod_id":%q,"pod":"default/gone","addresses":["10.88.255.9/16"]}}`, id("2")))
+	harness.Write(t, filepath.Dir(lease), filepath.Base(lease),
+		fmt.Sprintf(`{"version":1,"data":{"pod_id":%q,"pod":"default/gone","addresses":["10.88.255.9/16"]}}`, id("2")))
 	layer := filepath.Join(d.Root, "layers", id("4"))
 	mkdirAll(t, filepath.Join(layer, "fs"))
 	r, code := doctor(t, d, withoutKurid, "--fix")
@@ -426,7 +434,8 @@ func TestDoctorWithoutDaemon(t *testing.T) {
 	// A record of a newer version looks damaged to this one and is left alone.
 	newer := filepath.Join(d.Root, "pods", id("5"))
 	harness.Write(t, newer, "pod.json", `{"version":99,"data":{}}`)
-	if said, code := harness.RunKurid(t, "doctor", "--fix", "--config", filepath.Join(d.Dir, "config.toml")); code == 0 || !strings.Contains(said, "version 99") {
+	if said, code := harness.RunKurid(t, "doctor", "--fix", "--config", filepath.Join(d.Dir, "config.toml")); code == 0 ||
+		!strings.Contains(said, "version 99") {
 		t.Errorf("a record of a newer version: exit code %d: %s", code, said)
 	}
 	if !exists(filepath.Join(newer, "pod.json"))() {
@@ -443,7 +452,8 @@ func TestDoctorWithoutDaemon(t *testing.T) {
 	}
 	harness.FindProcess(t, "sleep 1003")
 	out, errs, code := d.Kuri(t, "doctor", withoutKurid, "--kurid-config", filepath.Join(d.Dir, "config.toml"))
-	if code != 2 || !strings.Contains(out, "it is still locked") || !strings.Contains(out, fmt.Sprintf("end process %d (sleep)", heir.Process.Pid)) {
+	if code != 2 || !strings.Contains(out, "it is still locked") ||
+		!strings.Contains(out, fmt.Sprintf("end process %d (sleep)", heir.Process.Pid)) {
 		t.Errorf("a stale lock: exit code %d: %s%s", code, out, errs)
 	}
 	heir.Process.Kill()

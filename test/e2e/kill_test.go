@@ -107,7 +107,8 @@ func TestKilledAtAnyPointOfAPull(t *testing.T) {
 	base := harness.Busybox(t)
 	var more []v1.Layer
 	for i := range 4 {
-		more = append(more, fileLayer(t, fmt.Sprintf("file%d", i), string(noise(200_000+i*100_000)), types.OCILayer, compression.GZip))
+		more = append(more, fileLayer(t, fmt.Sprintf("file%d", i), string(noise(200_000+i*100_000)), types.OCILayer,
+			compression.GZip))
 	}
 	img, err := mutate.AppendLayers(base, more...)
 	if err != nil {
@@ -165,7 +166,8 @@ func TestKilledAtAnyPointOfAPull(t *testing.T) {
 			t.Errorf("point %d: with the layers %v there, the blobs fetched were %v, want %v", point, have, got, want)
 		}
 		wholeStore(t, d, point)
-		if _, err := d.Images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
+		if _, err := d.Images.RemoveImage(t.Context(),
+			&runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
 			t.Fatalf("point %d: %v", point, err)
 		}
 		if left := layers(t, d); len(left) > 0 {

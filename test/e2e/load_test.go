@@ -13,7 +13,8 @@ import (
 func TestLoadShort(t *testing.T) {
 	d := harness.Start(t, harness.Options{Config: "[pod]\nlog_max_size = 1048576\nlog_max_files = 1\n"})
 	f := load.Run(t, d, d.PullBusybox(t), load.Plan{
-		Pods: 10, Containers: 3, Lanes: 10, Chatty: 2, Probe: time.Second, Churn: 250 * time.Millisecond, For: 5 * time.Second,
+		Pods: 10, Containers: 3, Lanes: 10, Chatty: 2, Probe: time.Second, Churn: 250 * time.Millisecond,
+		For: 5 * time.Second,
 	})
 	t.Log(f)
 	if f.Probes == 0 || f.Churned == 0 || len(f.Status) == 0 {

@@ -55,11 +55,13 @@ func TestNetworkRemovedByHand(t *testing.T) {
 	want := []string{
 		"pod default/handled: inside, its eth0 has lost its address " + address[1] + address[2],
 		"pod default/neighbour: inside, its eth0 has lost its route to " + gateway[1],
-		"bridge kuri0: its address " + gateway[1] + gateway[2] + " is gone, the link " + neighbour.link + " of pod default/neighbour is not on it",
+		"bridge kuri0: its address " + gateway[1] + gateway[2] + " is gone, the link " + neighbour.link +
+			" of pod default/neighbour is not on it",
 		"nftables inet " + table + " postrouting: rules of this chain were removed",
 		"nftables inet " + table + " guard: rules of this chain were removed",
 		"nftables bridge " + table + " prerouting: rules of this chain were removed",
-		"nftables bridge " + table + ": the pods in the tables that keep namespaces apart are not those of the node: 0 entries too many, 4 too few",
+		"nftables bridge " + table +
+			": the pods in the tables that keep namespaces apart are not those of the node: 0 entries too many, 4 too few",
 		"address " + lease + ": the record of the lease of pod default/handled was removed or changed",
 		"address " + stray + ": nobody has the lease of this record",
 	}

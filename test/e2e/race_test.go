@@ -80,18 +80,21 @@ func TestImagesAtOnce(t *testing.T) {
 			}}, request{"ListImages", succeeds, func(ctx context.Context) error {
 				_, err := d.Images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
 				return err
-			}}, request{"CreateContainer", []codes.Code{codes.OK, codes.NotFound, codes.InvalidArgument}, func(ctx context.Context) error {
-				// Its program is missing, so the container only holds the layers, for a while.
-				config := harness.Container(fmt.Sprint("c", n, i), ref)
-				_, err := d.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: box, Config: config, SandboxConfig: pod})
-				return err
-			}})
+			}}, request{"CreateContainer", []codes.Code{codes.OK, codes.NotFound, codes.InvalidArgument},
+				func(ctx context.Context) error {
+					// Its program is missing, so the container only holds the layers, for a while.
+					config := harness.Container(fmt.Sprint("c", n, i), ref)
+					_, err := d.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: box, Config: config,
+						SandboxConfig: pod})
+					return err
+				}})
 		}
 		c.atOnce(60*time.Millisecond, all...)
 	}
 	d.RemovePod(t, box)
 	for _, ref := range refs {
-		if _, err := d.Images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
+		if _, err := d.Images.RemoveImage(t.Context(),
+			&runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -146,7 +149,8 @@ func (c *hastyClient) onePod(name string) {
 	config.LogPath = "c.log"
 	clear(ids)
 	c.atOnce(0, request{"CreateContainer", succeeds, func(ctx context.Context) error {
-		resp, err := c.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: box, Config: config, SandboxConfig: pod})
+		resp, err := c.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: box, Config: config,
+			SandboxConfig: pod})
 		add(resp.GetContainerId())
 		return err
 	}})
@@ -163,7 +167,8 @@ func (c *hastyClient) onePod(name string) {
 	}}
 	late := request{"CreateContainer of another", orIsNotReady, func(ctx context.Context) error {
 		other := harness.Container("d", c.image, "true")
-		_, err := c.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: box, Config: other, SandboxConfig: pod})
+		_, err := c.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: box, Config: other,
+			SandboxConfig: pod})
 		return err
 	}}
 	if c.rand.IntN(4) > 0 { // or start it concurrently with the others
@@ -178,7 +183,8 @@ func (c *hastyClient) onePod(name string) {
 		_, err := c.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: box})
 		return err
 	}})
-	if _, err := c.Runtime.PodSandboxStatus(c.t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: box}); status.Code(err) != codes.NotFound {
+	if _, err := c.Runtime.PodSandboxStatus(c.t.Context(),
+		&runtimeapi.PodSandboxStatusRequest{PodSandboxId: box}); status.Code(err) != codes.NotFound {
 		c.t.Errorf("the pod is there after its removal: %v", err)
 	}
 }

@@ -22,7 +22,8 @@ import (
 func killable(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	build := exec.Command("go", "build", "-tags", "seccomp failpoint", "-o", filepath.Join(dir, "kurid"), "github.com/kuri-cri/kuri/cmd/kurid")
+	build := exec.Command("go", "build", "-tags", "seccomp failpoint", "-o", filepath.Join(dir, "kurid"),
+		"github.com/kuri-cri/kuri/cmd/kurid")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build kurid: %v\n%s", err, out)
 	}
@@ -131,7 +132,8 @@ func (s *stepper) setPodCIDR(cidr string) {
 		})
 		return err
 	})
-	for _, file := range []string{filepath.Join(s.State, "network", "podcidr.json"), filepath.Join(s.Root, "cni", "podcidr.json")} {
+	for _, file := range []string{filepath.Join(s.State, "network", "podcidr.json"),
+		filepath.Join(s.Root, "cni", "podcidr.json")} {
 		if body, err := os.ReadFile(file); err != nil || !strings.Contains(string(body), cidr) {
 			s.t.Errorf("%s has %s, %v; want %s", file, body, err, cidr)
 		}
@@ -155,7 +157,8 @@ func (s *stepper) resize(pod, container string) {
 		}
 		return bytes
 	}
-	req := &runtimeapi.UpdateContainerResourcesRequest{ContainerId: container, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: resized}}
+	req := &runtimeapi.UpdateContainerResourcesRequest{ContainerId: container,
+		Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: resized}}
 	if _, err := s.Runtime.UpdateContainerResources(ctx, req); err != nil && !s.revive() {
 		t.Fatal(err)
 	}
@@ -209,17 +212,20 @@ func (s *stepper) story(image string) {
 	})
 	s.again("ask for the pod", func() error {
 		resp, err := s.Runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod})
-		if err == nil && (resp.Status.State != runtimeapi.PodSandboxState_SANDBOX_READY || !netip.MustParsePrefix(cidr).Contains(netip.MustParseAddr(resp.Status.Network.GetIp()))) {
+		if err == nil && (resp.Status.State != runtimeapi.PodSandboxState_SANDBOX_READY ||
+			!netip.MustParsePrefix(cidr).Contains(netip.MustParseAddr(resp.Status.Network.GetIp()))) {
 			t.Errorf("the pod is %s with address %q, want one of %s", resp.Status.State, resp.Status.Network.GetIp(), cidr)
 		}
 		return err
 	})
 	var all []string
-	for name, script := range map[string]string{"asked": "trap 'exit 3' TERM; echo up; sleep 1000 & wait", "killed": "sleep 1000"} {
+	for name, script := range map[string]string{"asked": "trap 'exit 3' TERM; echo up; sleep 1000 & wait",
+		"killed": "sleep 1000"} {
 		c := harness.Container(name, image, "sh", "-c", script)
 		var id string
 		s.again("create "+name, func() error {
-			resp, err := s.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: c, SandboxConfig: config})
+			resp, err := s.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: c,
+				SandboxConfig: config})
 			id = resp.GetContainerId()
 			return err
 		})
@@ -250,7 +256,8 @@ func (s *stepper) story(image string) {
 		})
 	}
 	s.again("list", func() error {
-		resp, err := s.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: pod}})
+		resp, err := s.Runtime.ListContainers(ctx,
+			&runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: pod}})
 		for _, c := range resp.GetContainers() {
 			if !slices.Contains(all, c.Id) {
 				t.Errorf("a second copy of %s: %s", c.Metadata.Name, c.Id)
@@ -292,7 +299,8 @@ func TestKuridKilledAtEachStep(t *testing.T) {
 	count := d.Run(t, d.RunPod(t, beside), harness.Container("count", image, "sh", "-c",
 		"i=0; while :; do echo $i; i=$((i+1)); [ $((i % 50)) = 0 ] && sleep 0.05; done"), beside)
 	pid, log := firstPid(t, d, count), filepath.Join(beside.LogDirectory, "count.log")
-	leaky := append(d.Leaky(), filepath.Join(d.Root, "images"), filepath.Join(d.Root, "layers"), filepath.Join(d.Root, "cni"), wires)
+	leaky := append(d.Leaky(), filepath.Join(d.Root, "images"), filepath.Join(d.Root, "layers"),
+		filepath.Join(d.Root, "cni"), wires)
 	idle, err := harness.Observe(leaky...)
 	if err != nil {
 		t.Fatal(err)
@@ -318,10 +326,12 @@ func TestKuridKilledAtEachStep(t *testing.T) {
 			}
 			reached := counted(t, log)
 			becomes(t, "its log goes on", func() bool { return counted(t, log) > reached })
-			if step != "set pod CIDR: bridge told" { // an idle bridge goes, with this address, after ten seconds: see the next step
+			// an idle bridge goes, with this address, after ten seconds: see the next step
+			if step != "set pod CIDR: bridge told" {
 				harness.CheckLeaks(t, "after the story", idle, leaky...)
 			}
-			becomes(t, "the keeper has as many descriptors as before", func() bool { return descriptors(t, d.KeeperPid()) <= keeper })
+			becomes(t, "the keeper has as many descriptors as before",
+				func() bool { return descriptors(t, d.KeeperPid()) <= keeper })
 		})
 	}
 }
@@ -341,17 +351,21 @@ esac
 	if err := os.Chmod(plugin, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	harness.Write(t, conf, "10-wire.conflist", `{"cniVersion":"1.0.0","name":"wire","plugins":[{"type":"wire","capabilities":{"portMappings":true}}]}`)
-	return fmt.Sprintf("[network]\ncni_conf_dir = %q\ncni_bin_dirs = [%q]\n[handler.wired]\ncni_conf_dir = %q\n", t.TempDir(), bin, conf)
+	harness.Write(t, conf, "10-wire.conflist",
+		`{"cniVersion":"1.0.0","name":"wire","plugins":[{"type":"wire","capabilities":{"portMappings":true}}]}`)
+	return fmt.Sprintf("[network]\ncni_conf_dir = %q\ncni_bin_dirs = [%q]\n[handler.wired]\ncni_conf_dir = %q\n",
+		t.TempDir(), bin, conf)
 }
 
 // A CNI plugin continues when kurid is killed. Its results are removed with the pod.
 func TestKuridKilledWhileAPluginRuns(t *testing.T) {
 	conf, bin, wires := t.TempDir(), t.TempDir(), t.TempDir()
 	first := filepath.Join(bin, "pid")
-	d := harness.Start(t, harness.Options{Config: wiredHandler(t, conf, bin, wires, "[ -e "+first+" ] || { echo $$ >"+first+"; kill -9 $PPID; sleep 3; }")})
+	d := harness.Start(t, harness.Options{Config: wiredHandler(t, conf, bin, wires, "[ -e "+first+" ] || { echo $$ >"+
+		first+"; kill -9 $PPID; sleep 3; }")})
 	run := func() (string, error) {
-		resp, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: harness.Pod("wired"), RuntimeHandler: "wired"})
+		resp, err := d.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: harness.Pod("wired"),
+			RuntimeHandler: "wired"})
 		return resp.GetPodSandboxId(), err
 	}
 	if _, err := run(); err == nil {

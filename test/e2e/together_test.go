@@ -59,7 +59,8 @@ func TestKilledTogether(t *testing.T) {
 	config.LogDirectory = filepath.Join(a.logs, "beside")
 	config.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: 80, HostPort: 18088}}
 	pod := d.RunPod(t, config)
-	beside := d.Run(t, pod, harness.Container("count", a.image, "sh", "-c", "trap '' PIPE; i=0; while :; do echo $i; i=$((i+1)); sleep 0.1; done"), config)
+	beside := d.Run(t, pod, harness.Container("count", a.image, "sh", "-c",
+		"trap '' PIPE; i=0; while :; do echo $i; i=$((i+1)); sleep 0.1; done"), config)
 	pid := firstPid(t, d, beside)
 
 	var idle map[string][]string
@@ -90,7 +91,8 @@ func TestKilledTogether(t *testing.T) {
 		}
 		for name, now := range open {
 			if len(now) > len(idle[name])+8 {
-				t.Errorf("round %d, %+v killed: the %s has %d descriptors, had %d: %v, had %v", round, v, name, len(now), len(idle[name]), now, idle[name])
+				t.Errorf("round %d, %+v killed: the %s has %d descriptors, had %d: %v, had %v", round, v, name, len(now),
+					len(idle[name]), now, idle[name])
 			}
 		}
 		if t.Failed() {
@@ -179,7 +181,8 @@ func (a *attackedDaemon) life(ctx context.Context, name string, blind bool) erro
 	p.LogDirectory = filepath.Join(a.logs, name)
 	var pod string
 	lost := func(err error) bool {
-		if !blind || status.Code(errors.Unwrap(err)) != codes.FailedPrecondition || !strings.Contains(err.Error(), "the keeper and the holder died") {
+		if !blind || status.Code(errors.Unwrap(err)) != codes.FailedPrecondition ||
+			!strings.Contains(err.Error(), "the keeper and the holder died") {
 			return false
 		}
 		for until := time.Now().Add(harness.Patient(20 * time.Second)); time.Now().Before(until); time.Sleep(20 * time.Millisecond) {
@@ -199,16 +202,21 @@ func (a *attackedDaemon) life(ctx context.Context, name string, blind bool) erro
 	}
 	ids := map[string]string{}
 	for _, c := range []*runtimeapi.ContainerConfig{
-		harness.Container("polite", a.image, "sh", "-c", "trap 'exit 7' TERM; trap '' PIPE; : "+name+"; i=0; while :; do echo $i; i=$((i+1)); [ $((i % 20)) = 0 ] && sleep 0.1; done"),
-		harness.Container("short", a.image, "sh", "-c", "trap '' PIPE; i=0; while [ $i -lt 300 ]; do echo $i; i=$((i+1)); done; sleep 0.3; exit 3"),
-		harness.Container("greedy", a.image, "sh", "-c", "trap '' PIPE; sleep 0.2; dd if=/dev/zero of=/dev/null bs=200M count=1; exit 137"),
+		harness.Container("polite", a.image, "sh", "-c", "trap 'exit 7' TERM; trap '' PIPE; : "+name+
+			"; i=0; while :; do echo $i; i=$((i+1)); [ $((i % 20)) = 0 ] && sleep 0.1; done"),
+		harness.Container("short", a.image, "sh", "-c",
+			"trap '' PIPE; i=0; while [ $i -lt 300 ]; do echo $i; i=$((i+1)); done; sleep 0.3; exit 3"),
+		harness.Container("greedy", a.image, "sh", "-c",
+			"trap '' PIPE; sleep 0.2; dd if=/dev/zero of=/dev/null bs=200M count=1; exit 137"),
 	} {
 		if c.Metadata.Name == "greedy" {
-			c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20, MemorySwapLimitInBytes: 16 << 20}
+			c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20,
+				MemorySwapLimitInBytes: 16 << 20}
 		}
 		var id string
 		if err := again(ctx, "create "+c.Metadata.Name, func(ctx context.Context) error {
-			resp, err := cri.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: c, SandboxConfig: p})
+			resp, err := cri.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: c,
+				SandboxConfig: p})
 			id = resp.GetContainerId()
 			return err
 		}); lost(err) {
@@ -239,7 +247,8 @@ func (a *attackedDaemon) life(ctx context.Context, name string, blind bool) erro
 	}
 	for range 5 {
 		if err := again(ctx, "exec", func(ctx context.Context) error {
-			resp, err := cri.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: ids["polite"], Cmd: []string{"sh", "-c", "echo hi; echo there >&2; exit 5"}, Timeout: 60})
+			resp, err := cri.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: ids["polite"],
+				Cmd: []string{"sh", "-c", "echo hi; echo there >&2; exit 5"}, Timeout: 60})
 			if err == nil && (resp.ExitCode != 5 || string(resp.Stdout) != "hi\n" || string(resp.Stderr) != "there\n") {
 				return fmt.Errorf("exit code %d, %q, %q", resp.ExitCode, resp.Stdout, resp.Stderr)
 			}
@@ -299,7 +308,8 @@ func (a *attackedDaemon) life(ctx context.Context, name string, blind bool) erro
 func removeNamed(ctx context.Context, cri *client.Runtime, name string) error {
 	var pods []*runtimeapi.PodSandbox
 	if err := again(ctx, "list the pods", func(ctx context.Context) error {
-		resp, err := cri.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"test": name}}})
+		resp, err := cri.ListPodSandbox(ctx,
+			&runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"test": name}}})
 		pods = resp.GetItems()
 		return err
 	}); err != nil {

@@ -121,7 +121,8 @@ func cgroup(t *testing.T, pid int) string {
 // firstPid returns the pid of a container's first process from its verbose status.
 func firstPid(t *testing.T, d *harness.Daemon, container string) int {
 	t.Helper()
-	resp, err := d.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: container, Verbose: true})
+	resp, err := d.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: container,
+		Verbose: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +174,8 @@ func TestPodInSlices(t *testing.T) {
 	p.Linux.CgroupParent = "/kubepods.slice/kubepods-burstable.slice/" + slice
 	pod := d.RunPod(t, p)
 	config := harness.Container("main", image, "sleep", "100001")
-	config.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuShares: 512, CpuQuota: 50000, CpuPeriod: 100000, MemoryLimitInBytes: 64 << 20}
+	config.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuShares: 512, CpuQuota: 50000, CpuPeriod: 100000,
+		MemoryLimitInBytes: 64 << 20}
 	c := d.Run(t, pod, config, p)
 	pid := harness.FindProcess(t, "sleep 100001")
 
@@ -219,7 +221,8 @@ func TestPodInSlices(t *testing.T) {
 		}
 	})
 	t.Run("exec", func(t *testing.T) {
-		if _, err := d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c, Cmd: []string{"sh", "-c", "sleep 100005 & sleep 100006"}, Timeout: 2}); err == nil {
+		if _, err := d.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c,
+			Cmd: []string{"sh", "-c", "sleep 100005 & sleep 100006"}, Timeout: 2}); err == nil {
 			t.Error("an exec that takes too long succeeds")
 		}
 		if left := slices.Concat(harness.Processes(t, "sleep 100005"), harness.Processes(t, "sleep 100006")); len(left) > 0 {
@@ -228,7 +231,8 @@ func TestPodInSlices(t *testing.T) {
 	})
 	t.Run("stats", func(t *testing.T) {
 		resp, err := d.Runtime.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: c})
-		if err != nil || resp.Stats.Cpu.GetUsageCoreNanoSeconds().GetValue() == 0 || resp.Stats.Memory.GetUsageBytes().GetValue() == 0 {
+		if err != nil || resp.Stats.Cpu.GetUsageCoreNanoSeconds().GetValue() == 0 ||
+			resp.Stats.Memory.GetUsageBytes().GetValue() == 0 {
 			t.Errorf("of the container: %v, %v", resp, err)
 		}
 		of, err := d.Runtime.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: pod})
@@ -239,7 +243,8 @@ func TestPodInSlices(t *testing.T) {
 	t.Run("a restart of the unit leaves the pod", func(t *testing.T) {
 		systemctl(t, "restart", "kurid.service")
 		dial(t, d)
-		if st := d.ContainerStatus(t, c); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING || harness.FindProcess(t, "sleep 100001") != pid {
+		if st := d.ContainerStatus(t, c); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+			harness.FindProcess(t, "sleep 100001") != pid {
 			t.Errorf("the container is %v", st.State)
 		}
 		d.Output(t, c, "true")
@@ -270,7 +275,8 @@ func TestPodInSlices(t *testing.T) {
 	d.StopContainer(t, c, 0)
 	d.RemovePod(t, pod)
 	// The slices belong to the client, as the kubelet's do.
-	harness.Eventually(t, 10*time.Second, "no scope of the pod is left", func() error { return only(t, "cri-containerd-*.scope") })
+	harness.Eventually(t, 10*time.Second, "no scope of the pod is left",
+		func() error { return only(t, "cri-containerd-*.scope") })
 	systemctl(t, "stop", "kubepods.slice")
 }
 
@@ -285,7 +291,8 @@ func TestPodWithoutParent(t *testing.T) {
 	config := harness.Container("main", image, "sleep", "100002")
 	config.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
 	c := d.Run(t, pod, config, p)
-	if in, want := cgroup(t, harness.FindProcess(t, "sleep 100002")), "/kuri_"+pod+".slice/cri-containerd-"+c+".scope"; in != want {
+	if in, want := cgroup(t, harness.FindProcess(t, "sleep 100002")), "/kuri_"+pod+".slice/cri-containerd-"+c+
+		".scope"; in != want {
 		t.Errorf("the container is in %s, want %s", in, want)
 	}
 	if scopes := units(t, "cri-containerd-*.scope"); len(scopes) != 2 {
@@ -293,7 +300,8 @@ func TestPodWithoutParent(t *testing.T) {
 	}
 	d.RemovePod(t, pod)
 	harness.Eventually(t, 10*time.Second, "no unit of the pod is left", func() error {
-		return errors.Join(only(t, "cri-containerd-*"), only(t, "kuri*", "kuri-keeper.scope", "kuri-vm.service", "kurid.service", "kurid-handover.service", "kurid.socket"))
+		return errors.Join(only(t, "cri-containerd-*"), only(t, "kuri*", "kuri-keeper.scope", "kuri-vm.service",
+			"kurid.service", "kurid-handover.service", "kurid.socket"))
 	})
 }
 

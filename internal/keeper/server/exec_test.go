@@ -69,7 +69,8 @@ func TestExecErrorsEitherWay(t *testing.T) {
 			}
 		}
 		// libcontainer does not report errors that only the kernel detects.
-		if _, err := n.Exec(t.Context(), j.Id, []string{"/tmp/text"}, false, keeper.Streams{}); i == 0 && !errors.Is(err, fault.Invalid) {
+		if _, err := n.Exec(t.Context(), j.Id, []string{"/tmp/text"}, false, keeper.Streams{}); i == 0 &&
+			!errors.Is(err, fault.Invalid) {
 			t.Errorf("not a program: %v", err)
 		}
 		n.wantNoExecCgroups(j)
@@ -82,7 +83,8 @@ func TestExecGivesNoHoldOnTheKeeper(t *testing.T) {
 	n := newNode(t)
 	j := n.run(n.sandbox(), `printf '#!/proc/self/exe\n' >/tmp/trap; chmod 755 /tmp/trap; echo ready; sleep 1000`)
 	n.waitOutput(j, "ready")
-	n.Exec(t.Context(), j.Id, []string{"/tmp/trap"}, false, keeper.Streams{}) // the keeper's program, without its arguments
+	// the keeper's program, without its arguments
+	n.Exec(t.Context(), j.Id, []string{"/tmp/trap"}, false, keeper.Streams{})
 	// While an exec starts, the container tries to open its program.
 	var stop sync.WaitGroup
 	stop.Go(func() {
@@ -121,7 +123,8 @@ func TestExecIsBornWithNothingOfTheHost(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			j := n.run(n.sandbox(), "sleep 1000", func(j *job) {
 				p := j.spec.Process
-				p.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps, Inheritable: caps, Ambient: caps}
+				p.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps, Inheritable: caps,
+					Ambient: caps}
 				n.must(os.WriteFile(filepath.Join(j.Rootfs.Upperdir, "look"), look, 0o755))
 				p.Env = []string{"PATH=" + strings.Repeat("/x:", 40000) + "/bin"}
 				change(j)
@@ -191,7 +194,8 @@ func TestExecAsksNothingOfTheContainersProc(t *testing.T) {
 	n.waitOutput(j, "ready")
 	body, err := os.ReadFile(filepath.Join(j.Bundle, "config.json"))
 	n.must(err)
-	n.must(os.WriteFile(filepath.Join(j.Bundle, "config.json"), []byte(strings.Replace(string(body), `"user":{"uid":0,"gid":0}`, `"user":{"uid":1000,"gid":1001,"additionalGids":[7]}`, 1)), 0o600))
+	n.must(os.WriteFile(filepath.Join(j.Bundle, "config.json"), []byte(strings.Replace(string(body),
+		`"user":{"uid":0,"gid":0}`, `"user":{"uid":1000,"gid":1001,"additionalGids":[7]}`, 1)), 0o600))
 	const want = "uid=1000 gid=1001 groups=7\n"
 	if _, out, _ := n.exec(j, "id"); out != want {
 		t.Errorf("%q", out)
@@ -210,7 +214,8 @@ func TestTerminalHangsUp(t *testing.T) {
 	n := newNode(t)
 	for _, way := range []func(*job){func(*job) {}, byLibcontainer} {
 		j := n.run(n.sandbox(), "while sleep 0.1; do :; done", way) // it reaps
-		code, out := n.execOnTerminal(j, "sleep 4350 & (trap '' HUP; until [ -e /tmp/ended ]; do sleep 0.1; done; echo too late; echo $? >/tmp/late) & sleep 0.2; ls /dev/pts; exit 21")
+		code, out := n.execOnTerminal(j,
+			"sleep 4350 & (trap '' HUP; until [ -e /tmp/ended ]; do sleep 0.1; done; echo too late; echo $? >/tmp/late) & sleep 0.2; ls /dev/pts; exit 21")
 		if code != 21 || out != "0     ptmx\r\n" {
 			t.Errorf("%d %q", code, out)
 		}
@@ -240,8 +245,10 @@ func TestExecEntersNoDirectoryOfTheHost(t *testing.T) {
 		})
 		body, err := os.ReadFile(filepath.Join(j.Bundle, "config.json"))
 		n.must(err)
-		n.must(os.WriteFile(filepath.Join(j.Bundle, "config.json"), []byte(strings.Replace(string(body), `"cwd":"/tmp"`, `"cwd":"/dir"`, 1)), 0o600))
-		if _, err := n.Exec(t.Context(), j.Id, []string{"pwd"}, false, keeper.Streams{}); !errors.Is(err, fault.Invalid) && !errors.Is(err, fault.Precondition) {
+		n.must(os.WriteFile(filepath.Join(j.Bundle, "config.json"),
+			[]byte(strings.Replace(string(body), `"cwd":"/tmp"`, `"cwd":"/dir"`, 1)), 0o600))
+		if _, err := n.Exec(t.Context(), j.Id, []string{"pwd"}, false, keeper.Streams{}); !errors.Is(err, fault.Invalid) &&
+			!errors.Is(err, fault.Precondition) {
 			t.Errorf("descriptor %d: %v", fd, err)
 		}
 		n.must(n.Delete(t.Context(), j.Id))
@@ -333,7 +340,8 @@ func TestManyExecs(t *testing.T) {
 func TestExecBeyondTheProcessLimit(t *testing.T) {
 	n := newNode(t)
 	limit := int64(1)
-	j := n.run(n.sandbox(), "exec sleep 1000", func(j *job) { j.spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: &limit} })
+	j := n.run(n.sandbox(), "exec sleep 1000",
+		func(j *job) { j.spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: &limit} })
 	_, err := n.Exec(t.Context(), j.Id, []string{"true"}, false, keeper.Streams{})
 	if !errors.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "as many processes") {
 		t.Error(err)
@@ -376,7 +384,8 @@ func TestExec(t *testing.T) {
 		j.spec.Process.Env = append(j.spec.Process.Env, "COLOR=blue")
 		j.spec.Process.Cwd = "/tmp"
 	})
-	x, stdout, stderr := n.exec(j, `echo $COLOR; pwd; id -u; grep -E 'NoNewPrivs|CapEff' /proc/self/status; echo err >&2; exit 5`)
+	x, stdout, stderr := n.exec(j,
+		`echo $COLOR; pwd; id -u; grep -E 'NoNewPrivs|CapEff' /proc/self/status; echo err >&2; exit 5`)
 	if x != 5 || stderr != "err\n" || stdout != "blue\n/tmp\n1000\nCapEff:\t0000000000000000\nNoNewPrivs:\t1\n" {
 		t.Errorf("%d %q %q", x, stdout, stderr)
 	}

@@ -57,7 +57,8 @@ func killableKeeper(t *testing.T) string {
 	if err := buildKeeper(killed, "seccomp netgo osusergo failpoint"); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Link(filepath.Join(filepath.Dir(program), "kuri-holder"), filepath.Join(dir, "kuri-holder")); err != nil && !errors.Is(err, os.ErrExist) {
+	if err := os.Link(filepath.Join(filepath.Dir(program), "kuri-holder"),
+		filepath.Join(dir, "kuri-holder")); err != nil && !errors.Is(err, os.ErrExist) {
 		t.Fatal(err)
 	}
 	return killed
@@ -165,7 +166,8 @@ func (n *node) wantNoInits() {
 		for _, comm := range all {
 			body, _ := os.ReadFile(comm)
 			cgroup, _ := os.ReadFile(filepath.Join(filepath.Dir(comm), "cgroup"))
-			if strings.TrimSpace(string(body)) == "kuri-init" && (strings.Contains(string(cgroup), n.cgroup) || strings.Contains(string(cgroup), n.ownCgroup())) {
+			if strings.TrimSpace(string(body)) == "kuri-init" &&
+				(strings.Contains(string(cgroup), n.cgroup) || strings.Contains(string(cgroup), n.ownCgroup())) {
 				left = append(left, comm)
 			}
 		}

@@ -59,7 +59,8 @@ func testMain(m *testing.M) int {
 
 // buildKeeper builds a kuri-keeper.
 func buildKeeper(program, tags string) error {
-	build := exec.Command("go", "build", "-tags", tags, "-ldflags", "-linkmode external -extldflags -static", "-o", program, "github.com/kuri-cri/kuri/cmd/kuri-keeper")
+	build := exec.Command("go", "build", "-tags", tags, "-ldflags", "-linkmode external -extldflags -static", "-o",
+		program, "github.com/kuri-cri/kuri/cmd/kuri-keeper")
 	if raceDetector {
 		build.Args = slices.Insert(build.Args, 2, "-race")
 	}
@@ -212,7 +213,8 @@ func (n *node) checkNothingLeft() {
 			n.t.Errorf("%s/%s is left: %v", n.state, name, err)
 		}
 	}
-	if log, err := os.ReadFile(filepath.Join(n.state, "keeper.log")); err != nil || bytes.Contains(log, []byte("kuri-keeper:")) {
+	if log, err := os.ReadFile(filepath.Join(n.state, "keeper.log")); err != nil ||
+		bytes.Contains(log, []byte("kuri-keeper:")) {
 		n.t.Errorf("the keeper ended with an error: %s %v", log, err)
 	}
 }
@@ -282,7 +284,8 @@ func (n *node) spec(box *api.Sandbox, id, script string) *specs.Spec {
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc"},
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "mode=755", "size=65536k"}},
-			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "newinstance", "ptmxmode=0666", "mode=0620"}},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts",
+				Options: []string{"nosuid", "newinstance", "ptmxmode=0666", "mode=0620"}},
 		},
 		Linux: &specs.Linux{
 			CgroupsPath: n.cgroup + "/" + id,
@@ -294,11 +297,13 @@ func (n *node) spec(box *api.Sandbox, id, script string) *specs.Spec {
 		spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace})
 	}
 	for name, path := range box.Namespaces {
-		spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.LinuxNamespaceType(name), Path: path})
+		spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.LinuxNamespaceType(name),
+			Path: path})
 	}
 	if _, ok := box.Namespaces["ipc"]; ok {
 		spec.Mounts = append(spec.Mounts, specs.Mount{
-			Destination: "/dev/shm", Type: "bind", Source: filepath.Join(n.state, "mounts", box.Id, "shm"), Options: []string{"rbind"},
+			Destination: "/dev/shm", Type: "bind", Source: filepath.Join(n.state, "mounts", box.Id, "shm"),
+			Options: []string{"rbind"},
 		})
 	}
 	return spec
@@ -385,7 +390,8 @@ func (n *node) output(j *job) string {
 func (n *node) exec(j *job, script string) (int32, string, string) {
 	n.t.Helper()
 	var stdout, stderr bytes.Buffer
-	code, err := n.Exec(n.t.Context(), j.Id, []string{"/bin/sh", "-c", script}, false, keeper.Streams{Stdout: &stdout, Stderr: &stderr})
+	code, err := n.Exec(n.t.Context(), j.Id, []string{"/bin/sh", "-c", script}, false,
+		keeper.Streams{Stdout: &stdout, Stderr: &stderr})
 	n.must(err)
 	return code, stdout.String(), stderr.String()
 }

@@ -97,7 +97,8 @@ func (k keep) ask(what, name string, call func() error) {
 	err := call()
 	if took := time.Since(begun); err != nil && took > slow {
 		k.rests.Store(new(time.Now().Add(rest)))
-		slog.Error("the holder hangs; what is begun now is lost if the keeper ends before it goes on", "took", took, "err", err)
+		slog.Error("the holder hangs; what is begun now is lost if the keeper ends before it goes on", "took", took,
+			"err", err)
 	}
 	k.complain(what, name, err)
 }
@@ -123,7 +124,8 @@ func (k keep) putAll(files map[string]*os.File) {
 	for name, f := range files {
 		k.note(name, f)
 	}
-	k.ask("descriptors are not kept outside the keeper, whose end would lose them", names(files), func() error { return k.client.PutAll(files) })
+	k.ask("descriptors are not kept outside the keeper, whose end would lose them", names(files),
+		func() error { return k.client.PutAll(files) })
 }
 
 // names lists names for the log.
@@ -151,7 +153,8 @@ func (k keep) drop(names ...string) {
 			k.own.remove(name)
 		}
 	}
-	k.ask("descriptors that nobody needs are still kept", strings.Join(names, " "), func() error { return k.client.Drop(names...) })
+	k.ask("descriptors that nobody needs are still kept", strings.Join(names, " "),
+		func() error { return k.client.Drop(names...) })
 }
 
 // watch makes the holder keep the exit status of a process, in case this keeper dies first.
@@ -159,7 +162,8 @@ func (k keep) watch(pid int) {
 	if k.own != nil {
 		k.own.watch(pid, true)
 	}
-	k.ask("an exit status is not kept outside the keeper, whose end would lose it", "", func() error { return k.client.Watch(pid) })
+	k.ask("an exit status is not kept outside the keeper, whose end would lose it", "",
+		func() error { return k.client.Watch(pid) })
 }
 
 func (k keep) forget(pid int) {

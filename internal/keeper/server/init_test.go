@@ -94,7 +94,8 @@ func TestInitConformance(t *testing.T) {
 	n.makeDev(filepath.Join(src, "dev"))
 	bind := func(source, target string, options ...string) func(*job) {
 		return func(j *job) {
-			j.spec.Mounts = append(j.spec.Mounts, specs.Mount{Type: "bind", Source: filepath.Join(src, source), Destination: target, Options: options})
+			j.spec.Mounts = append(j.spec.Mounts, specs.Mount{Type: "bind", Source: filepath.Join(src, source),
+				Destination: target, Options: options})
 		}
 	}
 	fs := func(kind, target string, options ...string) func(*job) {
@@ -116,8 +117,10 @@ func TestInitConformance(t *testing.T) {
 		bind("file", "/etc/hosts", "rbind", "rprivate", "rw"),
 		bind("dir", "/new/dir", "rbind", "rprivate", "ro"),
 		func(j *job) {
-			j.spec.Linux.MaskedPaths = []string{"/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/scsi", "/sys/firmware", "/proc/none", "/proc/../proc/kcore"}
-			j.spec.Linux.ReadonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/proc/none"}
+			j.spec.Linux.MaskedPaths = []string{"/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/scsi",
+				"/sys/firmware", "/proc/none", "/proc/../proc/kcore"}
+			j.spec.Linux.ReadonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger",
+				"/proc/none"}
 			shares, limit := uint64(256), int64(64<<20)
 			j.spec.Linux.Resources = &specs.LinuxResources{
 				Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}},
@@ -129,18 +132,21 @@ func TestInitConformance(t *testing.T) {
 		p := j.spec.Process
 		p.User = specs.User{UID: 1000, GID: 1001, AdditionalGids: []uint32{7, 8, 1001}, Umask: &umask}
 		p.Cwd, p.OOMScoreAdj = "/work/deep", &oom
-		p.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 100, Hard: 200}, {Type: "RLIMIT_CORE"}, {Type: "RLIMIT_MEMLOCK", Soft: 1 << 20, Hard: 1 << 21}}
+		p.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 100, Hard: 200}, {Type: "RLIMIT_CORE"},
+			{Type: "RLIMIT_MEMLOCK", Soft: 1 << 20, Hard: 1 << 21}}
 		p.Env = append(p.Env, "A=1", "A=2", "EMPTY=", "HOME=")
 	}
 	gains := func(j *job) {
 		caps := []string{"CAP_NET_BIND_SERVICE", "CAP_CHOWN"}
 		p := j.spec.Process
 		p.NoNewPrivileges = false
-		p.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps, Inheritable: caps, Ambient: caps[:1]}
+		p.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps, Inheritable: caps,
+			Ambient: caps[:1]}
 	}
 	without := func(kind specs.LinuxNamespaceType) func(*job) {
 		return func(j *job) {
-			j.spec.Linux.Namespaces = slices.DeleteFunc(j.spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == kind })
+			j.spec.Linux.Namespaces = slices.DeleteFunc(j.spec.Linux.Namespaces,
+				func(ns specs.LinuxNamespace) bool { return ns.Type == kind })
 		}
 	}
 	mode := func(m os.FileMode) *os.FileMode { return &m }
@@ -187,19 +193,28 @@ func TestInitConformance(t *testing.T) {
 				{Path: "/odd/place", Type: "b", Major: 7, Minor: 0, FileMode: mode(0o600)},
 			}
 		}},
-		{"kinds of tmpfs", nil, all(fs("tmpfs", "/tmp", "size=1m", "mode=0700"), fs("tmpfs", "/etc", "ro"), fs("tmpfs", "/new/dir", "noexec", "noatime", "rprivate"),
+		{"kinds of tmpfs", nil, all(fs("tmpfs", "/tmp", "size=1m", "mode=0700"), fs("tmpfs", "/etc", "ro"),
+			fs("tmpfs", "/new/dir", "noexec", "noatime", "rprivate"),
 			fs("tmpfs", "/run/x", "strictatime", "nodev", "size=5%"))},
-		{"kinds of binds", nil, all(bind("dir", "/a", "bind"), bind("dir", "/b", "rbind", "ro", "nosuid", "nodev", "noexec"), bind("dir", "/c", "rbind", "rslave", "noatime"),
-			bind("file", "/new/file", "bind", "ro"), bind("dir", "/d", "rbind", "rprivate", "rro", "rnoexec"), bind("dir/below", "/e", "rbind", "rw", "exec"), bind("dir", "/f/./g//h/", "rbind", "private"))},
-		{"shared propagation", nil, all(func(j *job) { j.spec.Linux.RootfsPropagation = "rshared" }, bind("dir", "/a", "rbind", "rshared"))},
-		{"slave propagation", nil, all(func(j *job) { j.spec.Linux.RootfsPropagation = "rslave" }, bind("dir", "/a", "rbind", "rslave"))},
+		{"kinds of binds", nil, all(bind("dir", "/a", "bind"), bind("dir", "/b", "rbind", "ro", "nosuid", "nodev", "noexec"),
+			bind("dir", "/c", "rbind", "rslave", "noatime"),
+			bind("file", "/new/file", "bind", "ro"), bind("dir", "/d", "rbind", "rprivate", "rro", "rnoexec"), bind("dir/below",
+				"/e", "rbind", "rw", "exec"), bind("dir", "/f/./g//h/", "rbind", "private"))},
+		{"shared propagation", nil, all(func(j *job) { j.spec.Linux.RootfsPropagation = "rshared" },
+			bind("dir", "/a", "rbind", "rshared"))},
+		{"slave propagation", nil, all(func(j *job) { j.spec.Linux.RootfsPropagation = "rslave" },
+			bind("dir", "/a", "rbind", "rslave"))},
 		{"a host's /dev", nil, all(func(j *job) {
-			j.spec.Mounts = slices.DeleteFunc(j.spec.Mounts, func(m specs.Mount) bool { return strings.HasPrefix(m.Destination, "/dev") })
+			j.spec.Mounts = slices.DeleteFunc(j.spec.Mounts,
+				func(m specs.Mount) bool { return strings.HasPrefix(m.Destination, "/dev") })
 		}, bind("dev", "/dev", "rbind", "rslave"))},
-		{"links of the image at mount points", nil, all(link("link", "/etc"), link("etc2", "../../../../etc/deep/../deeper"), link("abs", "/tmp"),
+		{"links of the image at mount points", nil, all(link("link", "/etc"), link("etc2", "../../../../etc/deep/../deeper"),
+			link("abs", "/tmp"),
 			fs("tmpfs", "/link"), bind("file", "/abs/file", "bind"))},
-		{"a mount point behind a missing directory", nil, all(directory("there", 0o701), link("via", "missing/../there"), fs("tmpfs", "/via"))},
-		{"/dev of the image is a link", nil, all(image("dev", func(path string) error { return os.Symlink("/tmp/dev", path) }), fs("tmpfs", "/tmp/dev"))},
+		{"a mount point behind a missing directory", nil, all(directory("there", 0o701), link("via", "missing/../there"),
+			fs("tmpfs", "/via"))},
+		{"/dev of the image is a link", nil,
+			all(image("dev", func(path string) error { return os.Symlink("/tmp/dev", path) }), fs("tmpfs", "/tmp/dev"))},
 		// Our own init rejects what libcontainer rejects.
 		{"/proc is a link", nil, link("proc", "/tmp")},
 		{"/proc is a file", nil, file("proc")},
@@ -258,7 +273,8 @@ func TestInitConformance(t *testing.T) {
 		change func(*job)
 	}{
 		{"a volume with mapped ids", all(bind("dir", "/a", "rbind", "rw"), mapped, powers)},
-		{"a read-only one, and one that is a file", all(bind("dir", "/a", "rbind", "ro"), mapped, bind("file", "/new/file", "rbind", "rprivate", "rw"), mapped, powers)},
+		{"a read-only one, and one that is a file",
+			all(bind("dir", "/a", "rbind", "ro"), mapped, bind("file", "/new/file", "rbind", "rprivate", "rw"), mapped, powers)},
 		{"mapped as deep as it goes", all(bind("dir", "/a", "rbind", "ridmap", "rw"), mapped, powers)},
 		{"with the pod's mapping, which it does not name", all(bind("dir", "/a", "rbind", "idmap", "rw"), powers)},
 		{"a volume in a closed directory", all(bind("closed/dir", "/a", "rbind", "rw"), powers)},
@@ -266,18 +282,22 @@ func TestInitConformance(t *testing.T) {
 		{"a volume of a mount without programs", all(bind("dir/below", "/a", "rbind", "rw"), powers)},
 		{"a mapped volume of a mount without programs", all(bind("dir/below", "/a", "rbind", "rw"), mapped, powers)},
 		{"a volume that must have programs, of a mount without", all(bind("dir/below", "/a", "rbind", "exec"), powers)},
-		{"a mapped volume that must have programs, of a mount without", all(bind("dir/below", "/a", "rbind", "exec"), mapped, powers)},
+		{"a mapped volume that must have programs, of a mount without",
+			all(bind("dir/below", "/a", "rbind", "exec"), mapped, powers)},
 		{"a volume of a read-only mount", all(bind("dir/ro", "/a", "rbind", "ro"), powers)},
 		{"a mapped volume of a read-only mount", all(bind("dir/ro", "/a", "rbind", "ro"), mapped, powers)},
 		{"a volume to write to, of a read-only mount", all(bind("dir/ro", "/a", "rbind", "rw"), mapped, powers)},
 		{"other times", all(bind("dir", "/a", "rbind", "noatime"), powers)},
 		{"a filesystem that maps no ids", all(func(j *job) {
-			j.spec.Mounts = append(j.spec.Mounts, specs.Mount{Type: "bind", Source: "/proc/sys", Destination: "/a", Options: []string{"rbind"}})
+			j.spec.Mounts = append(j.spec.Mounts, specs.Mount{Type: "bind", Source: "/proc/sys", Destination: "/a",
+				Options: []string{"rbind"}})
 		}, mapped)},
-		{"kinds of binds that take what is below", all(bind("dir", "/b", "rbind", "ro", "nosuid", "nodev", "noexec"), bind("dir", "/c", "rbind", "rslave"),
+		{"kinds of binds that take what is below", all(bind("dir", "/b", "rbind", "ro", "nosuid", "nodev", "noexec"),
+			bind("dir", "/c", "rbind", "rslave"),
 			bind("dir", "/d", "rbind", "rprivate", "rro", "rnoexec"), bind("file", "/new/file", "bind", "ro"), mapped, powers)},
 		{"a device of the node", all(func(j *job) {
-			j.spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/ptmx", Type: "c", Major: 5, Minor: 2}, {Path: "/dev/kmsg", Type: "c", Major: 1, Minor: 11, FileMode: mode(0o600)}}
+			j.spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/ptmx", Type: "c", Major: 5, Minor: 2},
+				{Path: "/dev/kmsg", Type: "c", Major: 1, Minor: 11, FileMode: mode(0o600)}}
 		}, powers)},
 		{"kubelet's, a user with all capabilities", all(kubelet, user, powers)},
 	} {
@@ -342,13 +362,15 @@ func (n *node) makeDev(dir string) {
 	n.must(unix.Mount("dev", dir, "tmpfs", unix.MS_NOSUID, "size=1m,mode=0755"))
 	n.must(unix.Mount("", dir, "", unix.MS_SHARED, "")) // so that the propagation of a bind makes a difference
 	n.t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
-	for name, number := range map[string]uint64{"null": unix.Mkdev(1, 3), "zero": unix.Mkdev(1, 5), "urandom": unix.Mkdev(1, 9), "tty": unix.Mkdev(5, 0)} {
+	for name, number := range map[string]uint64{"null": unix.Mkdev(1, 3), "zero": unix.Mkdev(1, 5),
+		"urandom": unix.Mkdev(1, 9), "tty": unix.Mkdev(5, 0)} {
 		path := filepath.Join(dir, name)
 		n.must(unix.Mknod(path, unix.S_IFCHR, int(number)))
 		n.must(os.Chmod(path, 0o666))
 	}
 	n.must(os.Mkdir(filepath.Join(dir, "pts"), 0o755))
-	n.must(unix.Mount("devpts", filepath.Join(dir, "pts"), "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620"))
+	n.must(unix.Mount("devpts", filepath.Join(dir, "pts"), "devpts", unix.MS_NOSUID|unix.MS_NOEXEC,
+		"newinstance,ptmxmode=0666,mode=0620"))
 	n.must(os.Symlink("pts/ptmx", filepath.Join(dir, "ptmx")))
 }
 

@@ -42,7 +42,8 @@ func TestHundredContainers(t *testing.T) {
 	t.Logf("p50 of CreateSandbox %s, Create %s, Start %s", median(makeBox), median(create), median(start))
 	time.Sleep(becomesIdle)
 	after := memory(t, int(info.Pid))
-	t.Logf("keeper: %d KB, with %d pods %d KB: %.1f KB per pod; threads %d", before, count, after, float64(after-before)/float64(count), threads(int(info.Pid)))
+	t.Logf("keeper: %d KB, with %d pods %d KB: %.1f KB per pod; threads %d", before, count, after,
+		float64(after-before)/float64(count), threads(int(info.Pid)))
 
 	var execs []time.Duration
 	for range 20 {
@@ -65,7 +66,8 @@ func TestHundredContainers(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	t.Logf("%d pods deleted at once in %s; CPU per pod from beginning to end %s", count, time.Since(t0), (cpu(t, int(info.Pid))-cpuBefore)/time.Duration(count))
+	t.Logf("%d pods deleted at once in %s; CPU per pod from beginning to end %s", count, time.Since(t0),
+		(cpu(t, int(info.Pid))-cpuBefore)/time.Duration(count))
 	if !eventually(func() bool { return n.descriptors() <= fds }) {
 		t.Errorf("%d descriptors, %d before", n.descriptors(), fds)
 	}

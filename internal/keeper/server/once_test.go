@@ -55,7 +55,8 @@ func TestExecsRunOnce(t *testing.T) {
 							if said := strings.TrimSpace(out.String()); code != 3 || said != "said" || times != 1 {
 								t.Errorf("code %d, output %q, run %d times", code, said, times)
 							}
-						case way == forkServer || !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "it may have run") || times > 1:
+						case way == forkServer || !errors.Is(err, fault.Unavailable) ||
+							!strings.Contains(err.Error(), "it may have run") || times > 1:
 							t.Errorf("%v, run %d times", err, times)
 						}
 						n.wantNoExecs(j)

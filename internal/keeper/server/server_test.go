@@ -116,13 +116,15 @@ func TestUserOpensItsStdout(t *testing.T) {
 func TestTerminal(t *testing.T) {
 	n := newNode(t)
 	box := n.sandbox()
-	exit, out := n.finish(box, `tty; echo err >&2; test -t 0 && test -t 2`, func(j *job) { j.Tty, j.spec.Process.Terminal = true, true })
+	exit, out := n.finish(box, `tty; echo err >&2; test -t 0 && test -t 2`,
+		func(j *job) { j.Tty, j.spec.Process.Terminal = true, true })
 	if exit.Code != 0 || out != "/dev/pts/0\r\nerr\r\n" {
 		t.Errorf("exit %+v, output %q", exit, out)
 	}
 	j := n.run(box, "sleep 1000")
 	var stdout bytes.Buffer
-	code, err := n.Exec(t.Context(), j.Id, []string{"sh", "-c", "tty; echo err >&2"}, true, keeper.Streams{Stdout: &stdout})
+	code, err := n.Exec(t.Context(), j.Id, []string{"sh", "-c", "tty; echo err >&2"}, true,
+		keeper.Streams{Stdout: &stdout})
 	if err != nil || code != 0 || !strings.HasSuffix(stdout.String(), "err\r\n") {
 		t.Errorf("exec %d %q %v", code, &stdout, err)
 	}
@@ -153,7 +155,8 @@ func TestCreateThatFailsLeavesNothing(t *testing.T) {
 		"no layer":        func(j *job) { j.Rootfs.Lowerdirs = []string{"/nonexistent"} },
 		"root elsewhere":  func(j *job) { j.spec.Root.Path = "/tmp/elsewhere" },
 		"bad mount": func(j *job) {
-			j.spec.Mounts = append(j.spec.Mounts, specs.Mount{Destination: "/x", Source: "/nonexistent", Type: "bind", Options: []string{"rbind"}})
+			j.spec.Mounts = append(j.spec.Mounts, specs.Mount{Destination: "/x", Source: "/nonexistent", Type: "bind",
+				Options: []string{"rbind"}})
 		},
 		"bad limit":        func(j *job) { j.spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NONE"}} },
 		"no bundle":        func(j *job) { j.Bundle = "" },
@@ -241,7 +244,8 @@ func TestVolumesPropagate(t *testing.T) {
 	n.must(os.Mkdir(filepath.Join(volume, "out"), 0o755))
 	with := func(mode string) func(*job) {
 		return func(j *job) {
-			j.spec.Mounts = append(j.spec.Mounts, specs.Mount{Destination: "/vol", Source: volume, Type: "bind", Options: []string{"rbind", mode}})
+			j.spec.Mounts = append(j.spec.Mounts, specs.Mount{Destination: "/vol", Source: volume, Type: "bind",
+				Options: []string{"rbind", mode}})
 			j.spec.Linux.RootfsPropagation = mode
 			caps := &j.spec.Process.Capabilities
 			all := append((*caps).Bounding, "CAP_SYS_ADMIN")
@@ -296,7 +300,8 @@ func TestManyLayers(t *testing.T) {
 	}
 	awkward := filepath.Join(root, `a:b,c\d`)
 	n.must(os.MkdirAll(filepath.Join(awkward, "here"), 0o755))
-	if _, out := n.finish(box, "ls -d /here", func(j *job) { j.Rootfs.Lowerdirs = append([]string{awkward}, n.layers...) }); out != "/here\n" {
+	if _, out := n.finish(box, "ls -d /here",
+		func(j *job) { j.Rootfs.Lowerdirs = append([]string{awkward}, n.layers...) }); out != "/here\n" {
 		t.Errorf("%q", out)
 	}
 }
@@ -344,7 +349,8 @@ func TestClientRedials(t *testing.T) {
 	n.Client = c
 	list, err := c.List(t.Context())
 	n.must(err)
-	if len(list.Containers) != 1 || list.Containers[0].Exit.GetCode() != 9 || len(list.Sandboxes) != 1 || list.Sandboxes[0].Id != box.Id {
+	if len(list.Containers) != 1 || list.Containers[0].Exit.GetCode() != 9 || len(list.Sandboxes) != 1 ||
+		list.Sandboxes[0].Id != box.Id {
 		t.Errorf("%+v", list)
 	}
 	if record, err := keeper.ReadExit(j.Bundle); err != nil || record.Code != 9 {
@@ -401,7 +407,8 @@ func TestUpdateIsAllOrNothing(t *testing.T) {
 	if got := state(); got != want {
 		t.Errorf("after updates that failed: %q", got)
 	}
-	if err := n.Update(t.Context(), &api.UpdateRequest{Id: "unknown", Resources: []byte("{}")}); fault.Of(err) != fault.NotFound {
+	if err := n.Update(t.Context(),
+		&api.UpdateRequest{Id: "unknown", Resources: []byte("{}")}); fault.Of(err) != fault.NotFound {
 		t.Error(err)
 	}
 	n.must(n.Signal(t.Context(), j.Id, syscall.SIGKILL, true))

@@ -38,7 +38,8 @@ func TestTapCopiesAll(t *testing.T) {
 		{"a line in pieces", []string{"o", "n", "e", "\n", "two\n"}},
 		{"no newline at the end", []string{"one\ntw", "o"}},
 		{"a long line", []string{strings.Repeat("x", partMax-1), strings.Repeat("y", 3*partMax), "\nnext"}},
-		{"a piece that fills the pipe after the beginning of a line", []string{"begin ", strings.Repeat("z", 300<<10) + "\n"}},
+		{"a piece that fills the pipe after the beginning of a line",
+			[]string{"begin ", strings.Repeat("z", 300<<10) + "\n"}},
 		{"single bytes", strings.Split(strings.Repeat("abcdefgh", 100)+"\n", "")},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -160,7 +161,8 @@ func TestTapIsKilled(t *testing.T) {
 		cmd := exec.Command("/proc/self/exe", "-test.run=^TestTapIsKilled$")
 		cmd.Env = append(os.Environ(), tapProcess+"="+path)
 		cmd.Stderr = os.Stderr
-		cmd.ExtraFiles = []*os.File{os.NewFile(uintptr(duplicate(t, read)), "output"), os.NewFile(uintptr(duplicate(t, rest.read)), "rest")}
+		cmd.ExtraFiles = []*os.File{os.NewFile(uintptr(duplicate(t, read)), "output"),
+			os.NewFile(uintptr(duplicate(t, rest.read)), "rest")}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}

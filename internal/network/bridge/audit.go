@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Audit compares the kernel's links, addresses and rules with the leases, and the leases with the pods that are known and
-// those that are attached, by id. It changes nothing.
+// Audit compares the kernel's links, addresses and rules with the leases, and the leases with the
+// pods that are known and those that are attached, by id. It changes nothing.
 func (b *Network) Audit(known func(string) bool, attached map[string]network.Attachment) ([]network.Stray, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -60,7 +60,8 @@ func (b *Network) Audit(known func(string) bool, attached map[string]network.Att
 }
 
 // auditLinks finds ports of the bridge that no lease and no attached pod has, and leases whose port is gone.
-func (b *Network) auditLinks(h *netlink.Handle, own netlink.Link, known func(string) bool, attached map[string]network.Attachment) ([]network.Stray, error) {
+func (b *Network) auditLinks(h *netlink.Handle, own netlink.Link, known func(string) bool,
+	attached map[string]network.Attachment) ([]network.Stray, error) {
 	links, err := link.List(h.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list the node's links: %w", err)
@@ -74,7 +75,8 @@ func (b *Network) auditLinks(h *netlink.Handle, own netlink.Link, known func(str
 		name := l.Attrs().Name
 		there[name] = true
 		ours := l.Attrs().Group == b.group() || own != nil && l.Attrs().MasterIndex == own.Attrs().Index
-		if !ours || l.Type() != "veth" || !strings.HasPrefix(name, "kuri") || leased[name] || slices.Contains(b.unplugged, name) {
+		if !ours || l.Type() != "veth" || !strings.HasPrefix(name, "kuri") || leased[name] ||
+			slices.Contains(b.unplugged, name) {
 			continue
 		}
 		found = append(found, network.Stray{
@@ -103,8 +105,10 @@ func (b *Network) removeStray(name string) error {
 	return link.Remove(name)
 }
 
-// auditServing examines what serves the pods that have addresses: the bridge, their own ends of the links, and the tables.
-func (b *Network) auditServing(h *netlink.Handle, own netlink.Link, table bool, attached map[string]network.Attachment) ([]network.Stray, error) {
+// auditServing examines what serves the pods that have addresses: the bridge, their own ends of the
+// links, and the tables.
+func (b *Network) auditServing(h *netlink.Handle, own netlink.Link, table bool,
+	attached map[string]network.Attachment) ([]network.Stray, error) {
 	if own == nil {
 		return []network.Stray{{
 			Kind: "bridge", Subject: b.config.Name,

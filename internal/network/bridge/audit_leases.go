@@ -16,9 +16,10 @@ import (
 	"github.com/kuri-cri/kuri/internal/network/netns"
 )
 
-// auditLeases finds the addresses of pods that are gone, records of leases that somebody removed or changed, and leases that
-// are not those of their pods.
-func (b *Network) auditLeases(known func(string) bool, attached map[string]network.Attachment) ([]network.Stray, error) {
+// auditLeases finds the addresses of pods that are gone, records of leases that somebody removed or
+// changed, and leases that are not those of their pods.
+func (b *Network) auditLeases(known func(string) bool,
+	attached map[string]network.Attachment) ([]network.Stray, error) {
 	var found []network.Stray
 	add := func(path, problem string, fix func(context.Context) error) {
 		found = append(found, network.Stray{Kind: "address", Subject: path, Problem: problem, Fix: fix})
@@ -39,7 +40,8 @@ func (b *Network) auditLeases(known func(string) bool, attached map[string]netwo
 		return nil, err
 	}
 	for _, path := range unleased {
-		add(path, "nobody has the lease of this record: it was put there by hand", func(context.Context) error { return b.removeUnleased(path) })
+		add(path, "nobody has the lease of this record: it was put there by hand",
+			func(context.Context) error { return b.removeUnleased(path) })
 	}
 	for _, id := range slices.Sorted(maps.Keys(attached)) {
 		found = append(found, b.auditAddresses(attached[id])...)
@@ -55,16 +57,19 @@ func (b *Network) auditAddresses(a network.Attachment) []network.Stray {
 		if len(owners) == 0 || b.pool.Leases[owners[0]] == nil {
 			continue
 		}
-		stray.Problem = fmt.Sprintf("pod %s has the address %s, and so has pod %s: each gets a part of what is sent there", a.Pod.Label(), ip, b.pool.Leases[owners[0]].Pod)
+		stray.Problem = fmt.Sprintf("pod %s has the address %s, and so has pod %s: each gets a part of what is sent there",
+			a.Pod.Label(), ip, b.pool.Leases[owners[0]].Pod)
 		stray.Advice = "stop and remove one of them; a kubelet makes another by itself"
 		return []network.Stray{stray}
 	}
 	l := b.pool.Leases[a.Pod.ID]
 	switch {
 	case l == nil:
-		stray.Problem = fmt.Sprintf("pod %s has the addresses %v and no lease: they may be given to another pod", a.Pod.Label(), a.Result.IPs)
+		stray.Problem = fmt.Sprintf("pod %s has the addresses %v and no lease: they may be given to another pod",
+			a.Pod.Label(), a.Result.IPs)
 	case !slices.Equal(addressesOf(l), a.Result.IPs):
-		stray.Problem = fmt.Sprintf("the lease of pod %s is for %v, and it was given %v", a.Pod.Label(), addressesOf(l), a.Result.IPs)
+		stray.Problem = fmt.Sprintf("the lease of pod %s is for %v, and it was given %v", a.Pod.Label(), addressesOf(l),
+			a.Result.IPs)
 	default:
 		return nil
 	}

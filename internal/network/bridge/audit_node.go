@@ -54,7 +54,8 @@ func (b *Network) auditBridge(h *netlink.Handle, own netlink.Link) ([]network.St
 		return nil, nil
 	}
 	return []network.Stray{{
-		Kind: "bridge", Subject: own.Attrs().Name, Problem: strings.Join(lost, ", ") + ": pods reach nobody by it", Fix: b.restoreBridge,
+		Kind: "bridge", Subject: own.Attrs().Name, Problem: strings.Join(lost, ", ") +
+			": pods reach nobody by it", Fix: b.restoreBridge,
 	}}, nil
 }
 
@@ -67,7 +68,8 @@ func hasRoute(h *netlink.Handle, own netlink.Link, to netip.Prefix) (bool, error
 	}), err
 }
 
-// restoreBridge gives the bridge what it has lost. The kernel adds a route with its address only, so that is given anew.
+// restoreBridge gives the bridge what it has lost. The kernel adds a route with its address only,
+// so that is given anew.
 func (b *Network) restoreBridge(ctx context.Context) error {
 	if err := b.dropUnrouted(); err != nil {
 		return err
@@ -104,8 +106,8 @@ func (b *Network) dropUnrouted() error {
 	return nil
 }
 
-// auditRules compares the tables with the leases. A daemon that has not built the bridge does not know all of its rules:
-// the next start writes the tables anyway.
+// auditRules compares the tables with the leases. A daemon that has not built the bridge does not
+// know all of its rules: the next start writes the tables anyway.
 func (b *Network) auditRules() ([]network.Stray, error) {
 	ports, err := b.rules(b.pool.HostPorts()).Compare()
 	if err != nil {

@@ -20,8 +20,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// auditPods finds pods whose own ends of their links have lost something. A pod that may configure its network is left out, and
-// one whose lease is wrong (auditAddresses). So is one that cannot be examined: its namespace may be gone, which others report.
+// auditPods finds pods whose own ends of their links have lost something. A pod that may configure
+// its network is left out, and one whose lease is wrong (auditAddresses). So is one that cannot be
+// examined: its namespace may be gone, which others report.
 func (b *Network) auditPods(attached map[string]network.Attachment) []network.Stray {
 	var found []network.Stray
 	for _, id := range slices.Sorted(maps.Keys(attached)) {

@@ -11,8 +11,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/network/networktest"
 )
 
-// TestLeasesChangedByHand: the record of a lease is given to another pod, to one that is not there, or is removed, before
-// the daemon starts. The audit finds each, the fix makes the leases those of the pods, and no address is free that a pod has.
+// TestLeasesChangedByHand: the record of a lease is given to another pod, to one that is not there,
+// or is removed, before the daemon starts. The audit finds each, the fix makes the leases those of
+// the pods, and no address is free that a pod has.
 func TestLeasesChangedByHand(t *testing.T) {
 	networktest.RequireRoot(t)
 	networktest.Leftovers(t)

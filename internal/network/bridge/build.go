@@ -68,14 +68,15 @@ func (b *Network) wanted() []netip.Prefix {
 	return slices.Compact(all)
 }
 
-// owns reports whether l is this daemon's bridge. Its hardware address identifies it, which is set in the call that makes
-// the link.
+// owns reports whether l is this daemon's bridge. Its hardware address identifies it, which is set
+// in the call that makes the link.
 func (b *Network) owns(l netlink.Link) bool {
 	return l.Type() == "bridge" && bytes.Equal(l.Attrs().HardwareAddr, bridgeMAC(b.key))
 }
 
-// build makes what is missing. One process of the host does this at a time, so that two daemons do not choose the same range.
-// After a failure the next attempt, or prune, continues from the state it left.
+// build makes what is missing. One process of the host does this at a time, so that two daemons do
+// not choose the same range. After a failure the next attempt, or prune, continues from the state
+// it left.
 func (b *Network) build() error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -118,8 +119,8 @@ func (b *Network) build() error {
 	return b.adopt(h)
 }
 
-// names returns the possible names of the bridge. The fallback, for a node with another link of the configured name, comes
-// first: the bridge may have been made at such a time.
+// names returns the possible names of the bridge. The fallback, for a node with another link of the
+// configured name, comes first: the bridge may have been made at such a time.
 func (b *Network) names() []string {
 	return []string{"kuri-" + hex.EncodeToString(b.key[4:8]), b.config.Name}
 }
@@ -145,7 +146,9 @@ func (b *Network) freeName(h *netlink.Handle) (string, error) {
 			return name, nil
 		}
 	}
-	return "", fault.New(fault.Exists, "links of the names %s exist and are not this daemon's; configure another bridge name", strings.Join(b.names(), " and "))
+	return "", fault.New(fault.Exists,
+		"links of the names %s exist and are not this daemon's; configure another bridge name", strings.Join(b.names(),
+			" and "))
 }
 
 // chooseRanges sets the ranges for new pods: those that were given, or those that pods have already, or free ones.
@@ -176,7 +179,9 @@ func (b *Network) chooseRanges(h *netlink.Handle, own netlink.Link) error {
 // checkFree refuses given ranges that the node uses for something else, or that the kernel cannot serve.
 func (b *Network) checkFree(taken []ipam.UsedRange, inUse []netip.Prefix) error {
 	if ipam.HasFamily(b.ranges, false) && !netns.HasIPv6() {
-		return fault.New(fault.Precondition, "range %v: the kernel has IPv6 disabled (sysctl net.ipv6.conf.all.disable_ipv6); enable it or remove the range", b.ranges)
+		return fault.New(fault.Precondition,
+			"range %v: the kernel has IPv6 disabled (sysctl net.ipv6.conf.all.disable_ipv6); enable it or remove the range",
+			b.ranges)
 	}
 	for _, r := range b.ranges {
 		if c := ipam.Collision(r, taken); c != nil && !slices.Contains(inUse, r) {
@@ -193,7 +198,8 @@ func (b *Network) pickRanges(taken []ipam.UsedRange) error {
 	}
 	chosen := []netip.Prefix{r4}
 	if netns.HasIPv6() {
-		if r6, err := ipam.Pick(ipam.Candidates6(b.key), taken); err == nil { // IPv4 alone serves when fd00::/8 is taken as a whole
+		// IPv4 alone serves when fd00::/8 is taken as a whole
+		if r6, err := ipam.Pick(ipam.Candidates6(b.key), taken); err == nil {
 			chosen = append(chosen, r6)
 		}
 	}
@@ -277,7 +283,8 @@ func (b *Network) installRules() error {
 }
 
 func (b *Network) rules(ports []network.HostPort) nft.PortRules {
-	return nft.PortRules{Table: b.table, Bridge: b.link.name, Ranges: b.link.ranges, Ports: ports, OverLoopback: b.link.overLoopback}
+	return nft.PortRules{Table: b.table, Bridge: b.link.name, Ranges: b.link.ranges, Ports: ports,
+		OverLoopback: b.link.overLoopback}
 }
 
 // openPorts puts a pod's mappings into effect. If the table cannot be updated, it is rewritten.
@@ -317,8 +324,8 @@ func (b *Network) isolation() nft.Isolation {
 	return nft.Isolation{Table: b.table, Bridge: b.link.name, Links: b.group()}
 }
 
-// installIsolation writes the tables that keep namespaces apart for the leases there are, or removes those of an earlier
-// configuration.
+// installIsolation writes the tables that keep namespaces apart for the leases there are, or
+// removes those of an earlier configuration.
 func (b *Network) installIsolation() error {
 	if !b.config.Isolate {
 		return b.isolation().Uninstall()
@@ -384,14 +391,15 @@ func (b *Network) number(l *ipam.Lease) uint32 {
 	return b.numbers[namespace]
 }
 
-// loopback6Reachable reports whether host ports can serve [::1]. They cannot if the kernel filters bridged packets
-// (br_netfilter): it translates the pod's answer back to ::1 before the packet has left the bridge, and then drops it as
-// one from outside that claims to be for ::1.
+// loopback6Reachable reports whether host ports can serve [::1]. They cannot if the kernel filters
+// bridged packets (br_netfilter): it translates the pod's answer back to ::1 before the packet has
+// left the bridge, and then drops it as one from outside that claims to be for ::1.
 func loopback6Reachable() bool { return netns.Sysctl("bridge/bridge-nf-call-ip6tables") != "1" }
 
-// reachLoopback6 lets answers come back to [::1] over the bridge: the kernel looks for ::1 on the link where the packet came
-// in, and finds it by this route. It is behind the loopback's own for everything else, and goes with the bridge. A packet
-// that has ::1 in it when it comes in is dropped all the same.
+// reachLoopback6 lets answers come back to [::1] over the bridge: the kernel looks for ::1 on the
+// link where the packet came in, and finds it by this route. It is behind the loopback's own for
+// everything else, and goes with the bridge. A packet that has ::1 in it when it comes in is
+// dropped all the same.
 func reachLoopback6(on bridgeLink) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -399,7 +407,8 @@ func reachLoopback6(on bridgeLink) error {
 	}
 	defer h.Close()
 	const behind = 2048
-	err = h.RouteReplace(&netlink.Route{LinkIndex: on.index, Dst: link.Address(nft.Loopback6).IPNet, Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL, Priority: behind})
+	err = h.RouteReplace(&netlink.Route{LinkIndex: on.index, Dst: link.Address(nft.Loopback6).IPNet,
+		Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL, Priority: behind})
 	if err != nil {
 		return fmt.Errorf("add the route by which host ports serve [::1]: %w", err)
 	}

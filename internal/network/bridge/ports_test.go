@@ -40,7 +40,8 @@ func TestLoopbackIsGuarded(t *testing.T) {
 		networktest.Must(t, netns.SetSysctl("ipv4/conf/eth0/route_localnet", "1"))
 		eth0, err := netlink.LinkByName(network.Interface)
 		networktest.Must(t, err)
-		return netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Dst: link.Address(netip.PrefixFrom(secret.Addr(), 32)).IPNet, Gw: r.Gateways[0].AsSlice()})
+		return netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index,
+			Dst: link.Address(netip.PrefixFrom(secret.Addr(), 32)).IPNet, Gw: r.Gateways[0].AsSlice()})
 	}))
 	if got, err := networktest.Ask(ns, "tcp", secret); err == nil {
 		t.Errorf("the pod reached the node's loopback: %q", got)
@@ -60,7 +61,8 @@ func TestHostAddressPorts(t *testing.T) {
 	n := newBridge(t, Config{})
 	for i, ip := range []netip.Addr{networktest.Uplink4, second, networktest.Uplink6} {
 		pod, ns := networktest.NewPod(t)
-		pod.PortMappings = []network.PortMapping{{Protocol: network.TCP, ContainerPort: 80, HostPort: 8080, HostIP: ip}, {Protocol: network.SCTP, ContainerPort: 80, HostPort: 8080, HostIP: ip}}
+		pod.PortMappings = []network.PortMapping{{Protocol: network.TCP, ContainerPort: 80, HostPort: 8080, HostIP: ip},
+			{Protocol: network.SCTP, ContainerPort: 80, HostPort: 8080, HostIP: ip}}
 		r := networktest.Attach(t, n, pod)
 		name := fmt.Sprint("pod", i)
 		networktest.Serve(t, ns, "tcp", ":80", name)
@@ -73,8 +75,9 @@ func TestHostAddressPorts(t *testing.T) {
 	}
 }
 
-// TestLoopback6: a host port serves [::1] where the kernel lets it, over TCP and UDP; where it filters bridged packets, what
-// listens on [::1] itself keeps the port. A pod cannot use the way back to reach the node's loopback.
+// TestLoopback6: a host port serves [::1] where the kernel lets it, over TCP and UDP; where it
+// filters bridged packets, what listens on [::1] itself keeps the port. A pod cannot use the way
+// back to reach the node's loopback.
 func TestLoopback6(t *testing.T) {
 	networktest.RequireRoot(t)
 	if netns.Sysctl("bridge/bridge-nf-call-ip6tables") == "" {
@@ -93,7 +96,8 @@ func TestLoopback6(t *testing.T) {
 			}
 			n := newBridge(t, Config{})
 			pod, ns := networktest.NewPod(t)
-			pod.PortMappings = []network.PortMapping{{Protocol: network.TCP, ContainerPort: 80, HostPort: 8080}, {Protocol: network.UDP, ContainerPort: 53, HostPort: 8053}}
+			pod.PortMappings = []network.PortMapping{{Protocol: network.TCP, ContainerPort: 80, HostPort: 8080},
+				{Protocol: network.UDP, ContainerPort: 53, HostPort: 8053}}
 			r := networktest.Attach(t, n, pod)
 			networktest.Serve(t, ns, "tcp", ":80", "pod")
 			networktest.Serve(t, ns, "udp", netip.AddrPortFrom(r.IPs[1], 53).String(), "pod")
@@ -113,7 +117,8 @@ func TestLoopback6(t *testing.T) {
 				networktest.Must(t, netlink.LinkSetDown(lo)) // and with it goes the pod's own ::1
 				eth0, err := netlink.LinkByName(network.Interface)
 				networktest.Must(t, err)
-				return netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Dst: link.Address(nft.Loopback6).IPNet, Gw: r.Gateways[1].AsSlice()})
+				return netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Dst: link.Address(nft.Loopback6).IPNet,
+					Gw: r.Gateways[1].AsSlice()})
 			}))
 			if got, err := networktest.Ask(ns, "tcp", secret); err == nil {
 				t.Errorf("the pod reached the node's loopback: %q", got)
@@ -131,7 +136,8 @@ func TestToOneself(t *testing.T) {
 	networktest.NewUplink(t)
 	n := newBridge(t, Config{})
 	pod, ns := networktest.NewPod(t)
-	pod.PortMappings = []network.PortMapping{{Protocol: network.TCP, ContainerPort: 80, HostPort: 8080}, {Protocol: network.UDP, ContainerPort: 53, HostPort: 8053}}
+	pod.PortMappings = []network.PortMapping{{Protocol: network.TCP, ContainerPort: 80, HostPort: 8080},
+		{Protocol: network.UDP, ContainerPort: 53, HostPort: 8053}}
 	r := networktest.Attach(t, n, pod)
 	networktest.Serve(t, ns, "tcp", ":80", "pod")
 	for i, node := range []netip.Addr{networktest.Uplink4, networktest.Uplink6} {
@@ -166,7 +172,8 @@ func TestOldFlows(t *testing.T) {
 	for i, node := range []netip.Addr{networktest.Uplink4, networktest.Uplink6} {
 		var c *net.UDPConn
 		networktest.Must(t, netns.Do(outside, func() (err error) {
-			c, err = net.ListenUDP("udp", &net.UDPAddr{IP: []netip.Addr{networktest.Outside4, networktest.Outside6}[i].AsSlice()})
+			c, err = net.ListenUDP("udp",
+				&net.UDPAddr{IP: []netip.Addr{networktest.Outside4, networktest.Outside6}[i].AsSlice()})
 			return err
 		}))
 		defer c.Close()
@@ -202,7 +209,8 @@ func hostPortsIn(t *testing.T, s nft.PortRules) (count int) {
 	c, err := nftables.New()
 	networktest.Must(t, err)
 	for _, name := range []string{"on4", "any4", "on6", "any6"} {
-		some, err := c.GetSetElements(&nftables.Set{Table: &nftables.Table{Family: nftables.TableFamilyINet, Name: s.Table}, Name: name})
+		some, err := c.GetSetElements(&nftables.Set{Table: &nftables.Table{Family: nftables.TableFamilyINet, Name: s.Table},
+			Name: name})
 		if !errors.Is(err, unix.ENOENT) {
 			networktest.Must(t, err)
 		}
@@ -211,8 +219,9 @@ func hostPortsIn(t *testing.T, s nft.PortRules) (count int) {
 	return count
 }
 
-// TestHostPortsComeAndGo: pods that come and go change their own mappings only, and all of them are as nft(8) lists them; when
-// somebody has flushed the table, or taken it away, the next pod that comes or goes puts it back with all that belongs there.
+// TestHostPortsComeAndGo: pods that come and go change their own mappings only, and all of them are
+// as nft(8) lists them; when somebody has flushed the table, or taken it away, the next pod that
+// comes or goes puts it back with all that belongs there.
 func TestHostPortsComeAndGo(t *testing.T) {
 	networktest.RequireRoot(t)
 	needs(t, "nft list tables")
@@ -239,8 +248,10 @@ func TestHostPortsComeAndGo(t *testing.T) {
 			from    *os.File
 			network string
 			to      netip.Addr
-		}{{outside, "tcp", networktest.Uplink4}, {outside, "tcp", networktest.Uplink6}, {outside, "udp", networktest.Uplink4}, {nil, "udp", netip.MustParseAddr("127.0.0.1")}, {nil, "tcp", netip.MustParseAddr("127.0.0.1")}} {
-			if got, err := networktest.Ask(c.from, c.network, netip.AddrPortFrom(c.to, uint16(8000+i))); err != nil || !strings.HasPrefix(got, fmt.Sprintf("pod%d ", i)) {
+		}{{outside, "tcp", networktest.Uplink4}, {outside, "tcp", networktest.Uplink6}, {outside, "udp", networktest.Uplink4},
+			{nil, "udp", netip.MustParseAddr("127.0.0.1")}, {nil, "tcp", netip.MustParseAddr("127.0.0.1")}} {
+			if got, err := networktest.Ask(c.from, c.network, netip.AddrPortFrom(c.to, uint16(8000+i))); err != nil ||
+				!strings.HasPrefix(got, fmt.Sprintf("pod%d ", i)) {
 				t.Errorf("%s, pod %d: %s to %s: %q, %v", when, i, c.network, c.to, got, err)
 			}
 		}
@@ -253,7 +264,8 @@ func TestHostPortsComeAndGo(t *testing.T) {
 	}
 	listed := sh(t, "nft list table inet "+n.table)
 	for _, want := range []string{
-		"tcp . 8001 : " + results[1].IPs[0].String() + " . 80", "198.51.100.1 . udp . 8002 : " + results[2].IPs[0].String() + " . 53",
+		"tcp . 8001 : " + results[1].IPs[0].String() + " . 80", "198.51.100.1 . udp . 8002 : " + results[2].IPs[0].String() +
+			" . 53",
 		"tcp . 8001 : " + results[1].IPs[1].String() + " . 80", results[0].IPs[0].String() + " . udp . 53 . 8000",
 	} {
 		if !strings.Contains(listed, want) {

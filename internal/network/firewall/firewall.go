@@ -40,10 +40,11 @@ func (on Bridge) has(v4 bool) bool {
 	return slices.ContainsFunc(on.Ranges, func(r netip.Prefix) bool { return r.Addr().Is4() == v4 })
 }
 
-// Firewall is the node's own firewall, as far as it concerns the bridge. Each table of the kernel decides on a packet by
-// itself, and a drop is final, so no rule in a table of ours opens another's: that one has to accept the bridge. firewalld is
-// asked to, over D-Bus (see trust). Into other tables rules are put where the configuration says so (see open); else the
-// operator is told, with the command. It is safe for concurrent use.
+// Firewall is the part of the node's own firewall that concerns the bridge. Each table of the kernel
+// decides on a packet by itself, and a drop is final. So no rule in a table of ours can override
+// another table, which must accept the bridge itself. Firewall asks firewalld to do so over D-Bus (see
+// trust). It adds rules to other tables if the configuration allows it (see open); otherwise the
+// notice has the commands for the operator. It is safe for concurrent use.
 type Firewall struct {
 	Config
 	unseen atomic.Bool               // the bridge is newer than the last Look
@@ -148,13 +149,13 @@ func tell(found []barrier, bridge string) string {
 // barrier is a chain of the node's firewall that drops what pods send beyond the node.
 type barrier struct {
 	where   string          // as its tool calls it
-	mend    string          // a shell command that opens it
+	mend    string          // a shell command that makes it accept the bridge
 	chain   *nftables.Chain // of nftables, but for firewalld's
 	program string          // of iptables-legacy
 }
 
-// barriers lists those of nftables, and with it iptables-nft and firewalld, and those of iptables-legacy, which nftables does
-// not see.
+// barriers lists the barriers in nftables, which include those of iptables-nft and firewalld, and those
+// in iptables-legacy, which are not visible in nftables.
 func barriers(on Bridge) ([]barrier, error) {
 	found, err := nftBarriers(on)
 	if err != nil {
@@ -169,20 +170,21 @@ func barriers(on Bridge) ([]barrier, error) {
 			return nil, err
 		}
 		if drops {
-			found = append(found, barrier{where: "chain FORWARD of " + l.program, mend: acceptBridge(l.program, on.Name), program: l.program})
+			found = append(found, barrier{where: "chain FORWARD of " + l.program, mend: acceptBridge(l.program, on.Name),
+				program: l.program})
 		}
 	}
 	slices.SortFunc(found, func(a, b barrier) int { return strings.Compare(a.where, b.where) })
 	return found, nil
 }
 
-// acceptBridge is the command for an iptables of whichever kind.
+// acceptBridge returns the command for one of the iptables programs.
 func acceptBridge(program, bridge string) string {
 	return fmt.Sprintf("%[1]s -I FORWARD -i %[2]s -j ACCEPT; %[1]s -I FORWARD -o %[2]s -j ACCEPT", program, bridge)
 }
 
-// nftBarriers walks each base chain of others on the forward hook as a packet from the bridge would, but skips rules that
-// match only some of these packets.
+// nftBarriers walks each foreign base chain on the forward hook as a packet from the bridge would, but
+// skips rules that match only some of these packets.
 func nftBarriers(on Bridge) ([]barrier, error) {
 	c, err := nftables.New()
 	if err != nil {
@@ -197,7 +199,8 @@ func nftBarriers(on Bridge) ([]barrier, error) {
 		if !seesForwarded(ch) || !concerns(ch.Table, on) {
 			continue
 		}
-		w := walk{rules: func(name string) ([]step, error) { return nftSteps(c, ch.Table, name, on) }, known: map[string]fate{}}
+		w := walk{rules: func(name string) ([]step, error) { return nftSteps(c, ch.Table, name, on) },
+			known: map[string]fate{}}
 		end, err := w.fateIn(ch.Name, 0)
 		if err != nil {
 			return nil, err
@@ -214,7 +217,8 @@ func nftBarriers(on Bridge) ([]barrier, error) {
 
 // seesForwarded reports whether a chain of others filters forwarded packets.
 func seesForwarded(ch *nftables.Chain) bool {
-	return ch.Type == nftables.ChainTypeFilter && ch.Hooknum != nil && *ch.Hooknum == *nftables.ChainHookForward && !strings.HasPrefix(ch.Table.Name, "kuri-")
+	return ch.Type == nftables.ChainTypeFilter && ch.Hooknum != nil && *ch.Hooknum == *nftables.ChainHookForward &&
+		!strings.HasPrefix(ch.Table.Name, "kuri-")
 }
 
 // concerns reports whether a table sees packets of a family that the bridge has.
@@ -231,15 +235,18 @@ func concerns(t *nftables.Table, on Bridge) bool {
 }
 
 func nftBarrier(ch *nftables.Chain, bridge string) barrier {
-	family := map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6"}[ch.Table.Family]
+	family := map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip",
+		nftables.TableFamilyIPv6: "ip6"}[ch.Table.Family]
 	where := fmt.Sprintf("table %s %s chain %s", family, ch.Table.Name, ch.Name)
 	switch {
 	case family == "inet" && ch.Table.Name == "firewalld":
-		return barrier{where: "firewalld", mend: fmt.Sprintf("firewall-cmd --permanent --zone=trusted --change-interface=%s; firewall-cmd --reload", bridge)}
+		return barrier{where: "firewalld",
+			mend: fmt.Sprintf("firewall-cmd --permanent --zone=trusted --change-interface=%s; firewall-cmd --reload", bridge)}
 	case family != "inet" && ch.Table.Name == "filter" && ch.Name == "FORWARD": // the names of iptables-nft
 		return barrier{where: where, mend: acceptBridge(family+"tables-nft", bridge), chain: ch}
 	}
-	return barrier{where: where, chain: ch, mend: fmt.Sprintf("nft insert rule %[1]s %[2]s %[3]s iifname %[4]s accept; nft insert rule %[1]s %[2]s %[3]s oifname %[4]s accept", family, ch.Table.Name, ch.Name, bridge)}
+	return barrier{where: where, chain: ch,
+		mend: fmt.Sprintf("nft insert rule %[1]s %[2]s %[3]s iifname %[4]s accept; nft insert rule %[1]s %[2]s %[3]s oifname %[4]s accept", family, ch.Table.Name, ch.Name, bridge)}
 }
 
 // fate is the verdict on a packet at the end of a chain.
@@ -320,8 +327,8 @@ func nftSteps(c *nftables.Conn, t *nftables.Table, chain string, on Bridge) ([]s
 	return steps, nil
 }
 
-// nftStep returns the effect of a rule on every packet from the bridge; ok is false if the rule matches only some of them, or
-// has no effect.
+// nftStep returns the effect of a rule on every packet from the bridge. ok is false if the rule matches
+// only some of them or has no effect.
 func nftStep(exprs []expr.Any, sets setReader, on Bridge) (s step, ok bool, err error) {
 	loaded := map[uint32]expr.MetaKey{}
 	for _, e := range exprs {
@@ -371,10 +378,11 @@ func nftStep(exprs []expr.Any, sets setReader, on Bridge) (s step, ok bool, err 
 // setReader reads a set or map of a table.
 type setReader func(name string) (*nftables.Set, []nftables.SetElement, error)
 
-// lookUp reports whether what a rule looks up holds for every packet that comes from the bridge and goes elsewhere, and what the
-// verdict map says of these, nil when it is a set. Sets of ranges (names with a wildcard) and of several things are for some
-// packets alone.
-func lookUp(key expr.MetaKey, l *expr.Lookup, sets setReader, on Bridge) (verdict *expr.Verdict, holds bool, err error) {
+// lookUp reports whether a lookup of a rule matches every packet that comes from the bridge and leaves
+// through another link. verdict is that of the verdict map for these packets, or nil for a set. Sets
+// of ranges (names with a wildcard) and of concatenations match only some packets.
+func lookUp(key expr.MetaKey, l *expr.Lookup, sets setReader,
+	on Bridge) (verdict *expr.Verdict, holds bool, err error) {
 	bridge := binaryutil.NativeEndian.PutUint32(uint32(on.Index))
 	switch key {
 	case expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME:
@@ -385,7 +393,8 @@ func lookUp(key expr.MetaKey, l *expr.Lookup, sets setReader, on Bridge) (verdic
 		return nil, false, nil
 	}
 	set, elements, err := sets(l.SetName)
-	if err != nil || set.Interval || slices.ContainsFunc(elements, func(e nftables.SetElement) bool { return len(e.Key) != len(bridge) }) {
+	if err != nil || set.Interval ||
+		slices.ContainsFunc(elements, func(e nftables.SetElement) bool { return len(e.Key) != len(bridge) }) {
 		return nil, false, err
 	}
 	comes := key == expr.MetaKeyIIFNAME || key == expr.MetaKeyIIF
@@ -400,7 +409,8 @@ func lookUp(key expr.MetaKey, l *expr.Lookup, sets setReader, on Bridge) (verdic
 	case comes:
 		return nil, (at >= 0) != l.Invert, nil
 	}
-	return nil, l.Invert && (len(elements) == 0 || at == 0 && len(elements) == 1), nil // the outgoing link is unknown, but is not the bridge
+	// the outgoing link is unknown, but is not the bridge
+	return nil, l.Invert && (len(elements) == 0 || at == 0 && len(elements) == 1), nil
 }
 
 // verdictOf reads the verdict of an element of a map, which the library leaves as the attributes that it came in.

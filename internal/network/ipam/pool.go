@@ -23,8 +23,8 @@ const leaseVersion = 1
 // CheckLeases returns an error of kind Precondition when a newer version of Kuri wrote a lease below dir.
 func CheckLeases(dir string) error { return record.Newer(leaseVersion, dir, "*.json") }
 
-// Lease has the addresses and host ports of one pod. Its record is on disk from before the first step of Attach until after
-// the last step of Detach.
+// Lease has the addresses and host ports of one pod. Its record is on disk from before the first
+// step of Attach until after the last step of Detach.
 type Lease struct {
 	PodID     string                `json:"pod_id"`
 	Pod       string                `json:"pod"`       // namespace/name, for people
@@ -89,8 +89,9 @@ func (p *Pool) Hold(l *Lease) {
 	}
 }
 
-// Lease allocates one address of each range and the pod's host ports. Error kinds: Exists, Exhausted, Invalid (one host port
-// for two container ports), Precondition (a host port of another pod).
+// Lease allocates one address of each range and the pod's host ports. Error kinds: Exists,
+// Exhausted, Invalid (one host port for two container ports), Precondition (a host port of another
+// pod).
 func (p *Pool) Lease(pod network.Pod, ranges []netip.Prefix) (*Lease, error) {
 	if p.Leases[pod.ID] != nil {
 		return nil, fault.New(fault.Exists, "the pod has a network already; detach it first")
@@ -102,7 +103,8 @@ func (p *Pool) Lease(pod network.Pod, ranges []netip.Prefix) (*Lease, error) {
 	for _, r := range ranges {
 		a, ok := p.free(r)
 		if !ok {
-			return nil, fault.New(fault.Exhausted, "no address is left in the range %s of the built-in network, %d pods have one; remove pods, or configure a larger range", r, len(p.Leases))
+			return nil, fault.New(fault.Exhausted,
+				"no address is left in the range %s of the built-in network, %d pods have one; remove pods, or configure a larger range", r, len(p.Leases))
 		}
 		l.Addresses = append(l.Addresses, netip.PrefixFrom(a, r.Bits()))
 	}
@@ -127,14 +129,16 @@ func (p *Pool) Keep(l *Lease, ips []netip.Addr) error {
 	return network.WriteRecord(p.Path(l.PodID), leaseVersion, l)
 }
 
-// portsFree refuses a host port that another pod has, or that one pod asks for with two different container ports. One pod
-// may have a mapping for every address of the node and another for one of these, which takes precedence: Kubernetes only warns
-// of that, and containerd and CRI-O run such a pod.
+// portsFree refuses a host port that another pod has, or that one pod asks for with two different
+// container ports. One pod may have a mapping for every address of the node and another for one of
+// these, which takes precedence: Kubernetes only warns of that, and containerd and CRI-O run such a
+// pod.
 func (p *Pool) portsFree(asked []network.PortMapping) error {
 	for i, m := range asked {
 		for _, other := range asked[:i] {
 			if m.Contradicts(other) {
-				return fault.New(fault.Invalid, "host port %s is asked for twice, for the container ports %d and %d", m, other.ContainerPort, m.ContainerPort)
+				return fault.New(fault.Invalid, "host port %s is asked for twice, for the container ports %d and %d", m,
+					other.ContainerPort, m.ContainerPort)
 			}
 		}
 		for _, id := range slices.Sorted(maps.Keys(p.Leases)) {
@@ -148,8 +152,8 @@ func (p *Pool) portsFree(asked []network.PortMapping) error {
 	return nil
 }
 
-// free returns the next free address of r, round robin: a released address is reused as late as possible, so that clients of
-// a pod that is gone do not reach another.
+// free returns the next free address of r, round robin: a released address is reused as late as
+// possible, so that clients of a pod that is gone do not reach another.
 func (p *Pool) free(r netip.Prefix) (netip.Addr, bool) {
 	first, last := Gateway(r).Next(), lastOf(r)
 	start := p.next[r]

@@ -146,7 +146,8 @@ func (l layout) changed() (names []string, err error) {
 			}
 		}
 		if !slices.Equal(have[ch.Table][ch.Name], want) {
-			family := map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet", nftables.TableFamilyBridge: "bridge"}[ch.Table.Family]
+			family := map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet",
+				nftables.TableFamilyBridge: "bridge"}[ch.Table.Family]
 			names = append(names, family+" "+ch.Table.Name+" "+ch.Name)
 		}
 	}
@@ -154,8 +155,8 @@ func (l layout) changed() (names []string, err error) {
 	return names, nil
 }
 
-// rulesOf returns the rules of a table in the kernel, by chain, as in a layout. A missing table has none. It reads the kinds
-// only: package nftables cannot read all expressions that it writes.
+// rulesOf returns the rules of a table in the kernel, by chain, as in a layout. A missing table has
+// none. It reads the kinds only: package nftables cannot read all expressions that it writes.
 func rulesOf(t *nftables.Table) (map[string][]string, error) {
 	c, err := nl.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {

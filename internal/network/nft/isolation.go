@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Isolation keeps pods of different Kubernetes namespaces from reaching each other: two tables of our own. Each namespace has
-// a number, N; the sets and maps have the pods.
+// Isolation has the two tables that keep pods of different Kubernetes namespaces from reaching each
+// other. Each namespace has a number, N. The pods are elements of the sets and maps.
 //
 //	table bridge kuri-… {
 //	  set macs   { iifname . ether saddr }      set ips4 { iifname . ip saddr }      set ips6 { iifname . ip6 saddr }
@@ -40,13 +40,18 @@ import (
 //
 // The tables use only features that nft(8) can list, because operators list all rules of the node.
 //
-// The first one is for frames from one port of the bridge to another, broadcasts and ARP among them. The second one is for
-// who sends to another pod's address by way of the gateway. On a node that filters bridged packets (br_netfilter) what goes
-// from port to port passes the second and then the first, with all that is for neighbours, which no router passes on. Host
-// ports stay open to all: they are open to the world. On such a node their packets, translated, go from port to port too; the
-// mark lets them, and is set when nothing is left to be routed by it. A pod that is in no set reaches nobody and is reached
-// by nobody. The group is that of the links of this daemon's pods, and sets them apart from the ports of other bridges of
-// the node: matching the bridge by its name would need a kernel with nft_meta_bridge.
+// The bridge table filters frames between ports of the bridge, broadcasts and ARP among them. The
+// inet table filters packets that a pod sends to another pod's address through the gateway. If the
+// node filters bridged packets (br_netfilter), frames between ports pass the inet table first and then
+// the bridge table. So do packets for neighbours, which no router forwards: the inet table lets them
+// pass.
+//
+// Host ports stay open to all pods, because they are open to the world. With br_netfilter their
+// translated packets go between ports too. The mark lets them pass the bridge table; it is set after
+// the packet has been routed, so no routing rule sees it. A pod that is in no set can neither send to
+// other pods nor receive from them. GROUP is the group of the links of this daemon's pods, which
+// distinguishes them from the ports of other bridges. Matching the bridge by its name would need a
+// kernel with nft_meta_bridge.
 type Isolation struct {
 	Table  string
 	Bridge string
@@ -82,13 +87,15 @@ type members struct{ links, ips4, ips6 *nftables.Set }
 func (s Isolation) sets() sets {
 	l2, l3 := s.tables()
 	pair := func(name string, second nftables.SetDatatype) *nftables.Set {
-		return &nftables.Set{Table: l2, Name: name, Concatenation: true, KeyType: nftables.MustConcatSetType(nftables.TypeIFName, second)}
+		return &nftables.Set{Table: l2, Name: name, Concatenation: true,
+			KeyType: nftables.MustConcatSetType(nftables.TypeIFName, second)}
 	}
 	goTo := func(t *nftables.Table, name string, key nftables.SetDatatype) *nftables.Set {
 		return &nftables.Set{Table: t, Name: name, IsMap: true, KeyType: key, DataType: nftables.TypeVerdict}
 	}
 	return sets{
-		macs: pair("macs", nftables.TypeEtherAddr), ips4: pair("ips4", nftables.TypeIPAddr), ips6: pair("ips6", nftables.TypeIP6Addr),
+		macs: pair("macs", nftables.TypeEtherAddr), ips4: pair("ips4", nftables.TypeIPAddr), ips6: pair("ips6",
+			nftables.TypeIP6Addr),
 		ports: goTo(l2, "ports", nftables.TypeIFName),
 		pods4: goTo(l3, "pods4", nftables.TypeIPAddr), pods6: goTo(l3, "pods6", nftables.TypeIP6Addr),
 	}
@@ -193,7 +200,8 @@ func (s Isolation) Install(all []Resident) error {
 }
 
 // chain adds a chain, with a hook a base chain, and returns a function that adds rules to it.
-func chain(c ruleWriter, t *nftables.Table, name string, hook *nftables.ChainHook, priority *nftables.ChainPriority) func(parts ...[]expr.Any) {
+func chain(c ruleWriter, t *nftables.Table, name string, hook *nftables.ChainHook,
+	priority *nftables.ChainPriority) func(parts ...[]expr.Any) {
 	ch := &nftables.Chain{Name: name, Table: t}
 	if hook != nil {
 		ch.Type, ch.Hooknum, ch.Priority = nftables.ChainTypeFilter, hook, priority
@@ -262,9 +270,9 @@ func (s Isolation) namespaceChains(c ruleWriter, namespace uint32, of members) {
 	rule(drop)
 }
 
-// spoofing adds the rules for packets that a port of the bridge may send: IPv4, IPv6 and ARP, from its own hardware address
-// and IP addresses. No pod says that another's address, or the gateway's, is at its own hardware address (ARP; neighbour
-// advertisements), or that it is a router.
+// spoofing adds the rules for packets that a port of the bridge may send: IPv4, IPv6 and ARP, from its
+// own hardware address and IP addresses. A pod cannot announce (by ARP or neighbour advertisements) the
+// address of another pod or of the gateway as its own, or itself as a router.
 func (s Isolation) spoofing(rule func(parts ...[]expr.Any), known sets) {
 	const (
 		sender                                   = 8 // of the hardware address in ARP; behind it the IP address
@@ -274,16 +282,19 @@ func (s Isolation) spoofing(rule func(parts ...[]expr.Any), known sets) {
 	done, drop := verdict(expr.VerdictReturn), verdict(expr.VerdictDrop)
 	port := meta(expr.MetaKeyIIFNAME, reg1)
 	protocol := func(n uint16) []expr.Any {
-		return append(meta(expr.MetaKeyPROTOCOL, reg1), &expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: binaryutil.BigEndian.PutUint16(n)})
+		return append(meta(expr.MetaKeyPROTOCOL, reg1),
+			&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: binaryutil.BigEndian.PutUint16(n)})
 	}
 	icmp6 := func(kind byte) []expr.Any {
-		return append(meta(expr.MetaKeyL4PROTO, reg1), &expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: []byte{unix.IPPROTO_ICMPV6}},
+		return append(meta(expr.MetaKeyL4PROTO, reg1),
+			&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: []byte{unix.IPPROTO_ICMPV6}},
 			&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: []byte{kind}})
 	}
 	within := func(load []expr.Any, p netip.Prefix) []expr.Any {
 		value, mask := p.Addr().AsSlice(), net.CIDRMask(p.Bits(), p.Addr().BitLen())
-		return append(load, &expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: uint32(len(value)), Mask: mask, Xor: make([]byte, len(value))},
+		return append(load, &expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: uint32(len(value)), Mask: mask,
+			Xor: make([]byte, len(value))},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: value})
 	}
 	load := func(base expr.PayloadBase, offset, length, register uint32) []expr.Any {
@@ -296,7 +307,8 @@ func (s Isolation) spoofing(rule func(parts ...[]expr.Any), known sets) {
 	arp := protocol(unix.ETH_P_ARP)
 	rule(arp, port, load(expr.PayloadBaseNetworkHeader, sender, 6, reg2), notIn1(known.macs), drop)
 	rule(arp, port, load(expr.PayloadBaseNetworkHeader, sender+6, 4, reg2), in1(known.ips4), done)
-	rule(arp, within(load(expr.PayloadBaseNetworkHeader, sender+6, 4, reg1), netip.MustParsePrefix("0.0.0.0/32")), done) // whether an address is taken, RFC 5227
+	// whether an address is taken, RFC 5227
+	rule(arp, within(load(expr.PayloadBaseNetworkHeader, sender+6, 4, reg1), netip.MustParsePrefix("0.0.0.0/32")), done)
 	rule(protocol(unix.ETH_P_IP), port, ip(src.offset4, 4, reg2), in1(known.ips4), done)
 
 	ipv6 := protocol(unix.ETH_P_IPV6)
@@ -367,12 +379,14 @@ func nfproto(family byte) []expr.Any {
 
 // ip loads part of an IP header.
 func ip(offset, length, register uint32) []expr.Any {
-	return []expr.Any{&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length}}
+	return []expr.Any{&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset,
+		Len: length}}
 }
 
 // vmap looks up register 1 in a verdict map.
 func vmap(m *nftables.Set) []expr.Any {
-	return []expr.Any{&expr.Lookup{SourceRegister: reg1, DestRegister: 0, IsDestRegSet: true, SetName: m.Name, SetID: m.ID}}
+	return []expr.Any{&expr.Lookup{SourceRegister: reg1, DestRegister: 0, IsDestRegSet: true, SetName: m.Name,
+		SetID: m.ID}}
 }
 
 // in1 and notIn1 match register 1, and those behind it, against a set.

@@ -15,8 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// PortRules is the bridge's nftables table, as it is to be. The mappings of host ports are elements of its maps and sets, so that
-// a pod that comes or goes changes its own and nothing else, and a packet finds its own however many there are:
+// PortRules is the intended content of the bridge's nftables table. Host port mappings are elements of
+// its maps and sets. So the start or end of a pod changes only the pod's own elements, and a lookup
+// takes the same time for any number of them:
 //
 //	table inet kuri-… {
 //	  map on4  { ip daddr . meta l4proto . th dport : ipv4_addr . inet_service }   HOSTIP . PROTOCOL . HOSTPORT : POD . PORT
@@ -34,10 +35,10 @@ import (
 //	                      … the same for ip saddr 127.0.0.0/8 and, where it can be, ip6 saddr ::1 }
 //	}
 //
-// The last rules are for a client on the bridge or on the node's loopback that uses a host port: the answer has to come
-// back the way the question went. route_localnet lets packets for 127/8 travel over the bridge for that, and guard keeps a
-// pod from using it to reach what listens on the node's loopback only. IPv6 has no such sysctl: see reachLoopback6 in
-// package bridge.
+// The last rules are for clients of host ports on the bridge or on the node's loopback: replies must
+// return the way the requests came. For that, route_localnet lets packets for 127/8 travel over the
+// bridge, and guard keeps pods from using it to reach services that listen only on the node's loopback.
+// IPv6 has no such sysctl: see reachLoopback6 in package bridge.
 type PortRules struct {
 	Table        string
 	Bridge       string
@@ -67,7 +68,8 @@ func (s PortRules) Install() error {
 		return err
 	}
 	if err := c.Flush(); err != nil {
-		return fmt.Errorf("write the nftables table %s (the kernel needs nf_tables with nat, masq and fib for inet): %w", s.Table, err)
+		return fmt.Errorf("write the nftables table %s (the kernel needs nf_tables with nat, masq and fib for inet): %w",
+			s.Table, err)
 	}
 	return nil
 }
@@ -102,7 +104,8 @@ func (s PortRules) tableOf() *nftables.Table {
 // chains adds the chains with their rules.
 func (s PortRules) chains(c ruleWriter, t *nftables.Table, maps portMaps) {
 	nat := func(name string, hook *nftables.ChainHook, priority *nftables.ChainPriority) func(parts ...[]expr.Any) {
-		ch := c.AddChain(&nftables.Chain{Name: name, Table: t, Type: nftables.ChainTypeNAT, Hooknum: hook, Priority: priority})
+		ch := c.AddChain(&nftables.Chain{Name: name, Table: t, Type: nftables.ChainTypeNAT, Hooknum: hook,
+			Priority: priority})
 		return func(parts ...[]expr.Any) {
 			c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: slices.Concat(parts...)})
 		}
@@ -110,7 +113,8 @@ func (s PortRules) chains(c ruleWriter, t *nftables.Table, maps portMaps) {
 	masquerade := []expr.Any{&expr.Masq{}}
 
 	rule := chain(c, t, "guard", nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
-	rule(ifname(expr.MetaKeyIIFNAME, expr.CmpOpEq, s.Bridge), address(dst, expr.CmpOpEq, loopback4), verdict(expr.VerdictDrop))
+	rule(ifname(expr.MetaKeyIIFNAME, expr.CmpOpEq, s.Bridge), address(dst, expr.CmpOpEq, loopback4),
+		verdict(expr.VerdictDrop))
 
 	rule = chain(c, t, "hostports", nil, nil)
 	rule(nfproto(unix.NFPROTO_IPV4), family4.destination(), family4.translate(maps.on4))
@@ -127,14 +131,16 @@ func (s PortRules) chains(c ruleWriter, t *nftables.Table, maps portMaps) {
 
 	rule = nat("postrouting", nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
 	for _, r := range s.Ranges {
-		rule(address(src, expr.CmpOpEq, r), address(dst, expr.CmpOpNeq, multicast(r)), ifname(expr.MetaKeyOIFNAME, expr.CmpOpNeq, s.Bridge), masquerade)
+		rule(address(src, expr.CmpOpEq, r), address(dst, expr.CmpOpNeq, multicast(r)),
+			ifname(expr.MetaKeyOIFNAME, expr.CmpOpNeq, s.Bridge), masquerade)
 	}
 	for _, from := range s.comeBack() {
 		of, back := family4, maps.back4
 		if from.Addr().Is6() {
 			of, back = family6, maps.back6
 		}
-		rule(ifname(expr.MetaKeyOIFNAME, expr.CmpOpEq, s.Bridge), address(src, expr.CmpOpEq, from), of.translated(), in1(back), masquerade)
+		rule(ifname(expr.MetaKeyOIFNAME, expr.CmpOpEq, s.Bridge), address(src, expr.CmpOpEq, from), of.translated(),
+			in1(back), masquerade)
 	}
 }
 
@@ -166,8 +172,10 @@ func (s PortRules) maps() portMaps {
 	}
 	ip4, ip6 := nftables.TypeIPAddr, nftables.TypeIP6Addr
 	return portMaps{
-		on4: to(set("on4", ip4, proto, port), ip4), any4: to(set("any4", proto, port), ip4), back4: set("back4", ip4, proto, port, port),
-		on6: to(set("on6", ip6, proto, port), ip6), any6: to(set("any6", proto, port), ip6), back6: set("back6", ip6, proto, port, port),
+		on4: to(set("on4", ip4, proto, port), ip4), any4: to(set("any4", proto, port), ip4), back4: set("back4", ip4, proto,
+			port, port),
+		on6: to(set("on6", ip6, proto, port), ip6), any6: to(set("any6", proto, port), ip6), back6: set("back6", ip6, proto,
+			port, port),
 	}
 }
 
@@ -243,8 +251,8 @@ func HasTable(name string, family nftables.TableFamily) (bool, error) {
 	return true, nil
 }
 
-// RemoveTable removes the table. A missing table is no error; it is looked for first, because a failed deletion takes the
-// kernel some milliseconds, and most daemons start and end without a table.
+// RemoveTable removes the table. A missing table is not an error. It looks for the table first, because
+// a failed deletion takes the kernel some milliseconds, and most daemons start and end without a table.
 func RemoveTable(name string, family nftables.TableFamily) error {
 	if found, err := HasTable(name, family); err != nil || !found {
 		return err
@@ -329,8 +337,8 @@ func protocolNumber(p network.Protocol) byte {
 	}
 }
 
-// family has the offsets and lengths of a mapping's parts, in the IP header and in registers. A register of sixteen bytes is four of
-// four bytes, which have numbers of their own.
+// family has the offsets and lengths of a mapping's parts in the IP header and in registers. A register
+// of sixteen bytes consists of four registers of four bytes, which have numbers of their own.
 type family struct {
 	number byte
 	offset uint32 // of the destination address
@@ -345,8 +353,8 @@ var (
 // word returns the 4-byte register at an offset in bytes from the beginning of register 1.
 func word(bytes uint32) uint32 { return unix.NFT_REG32_00 + bytes/4 }
 
-// port loads the transport protocol and the destination port, which TCP, UDP and SCTP have in the same place, into a register
-// of four bytes and the next one.
+// port loads the transport protocol and the destination port into a register of four bytes and the next
+// one. TCP, UDP and SCTP have the port in the same place.
 func (f family) port(register uint32) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register},
@@ -364,11 +372,13 @@ func (f family) translate(m *nftables.Set) []expr.Any {
 	const at = 32 // bytes, behind the longest key
 	return []expr.Any{
 		&expr.Lookup{SourceRegister: reg1, DestRegister: word(at), IsDestRegSet: true, SetName: m.Name, SetID: m.ID},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(f.number), RegAddrMin: word(at), RegProtoMin: word(at + f.length), Specified: true},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(f.number), RegAddrMin: word(at), RegProtoMin: word(at + f.length),
+			Specified: true},
 	}
 }
 
 // translated loads the key of the back sets, after the translation: the destination, and the port that the client used.
 func (f family) translated() []expr.Any {
-	return append(f.destination(), &expr.Ct{Register: word(f.length + 8), Key: expr.CtKeyPROTODST, Direction: 0}) // of the original direction
+	// of the original direction
+	return append(f.destination(), &expr.Ct{Register: word(f.length + 8), Key: expr.CtKeyPROTODST, Direction: 0})
 }
