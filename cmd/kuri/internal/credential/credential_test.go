@@ -110,12 +110,15 @@ func TestHelpers(t *testing.T) {
 	dir := helper(t, "kuritest")
 	write(t, filepath.Join(dir, "own.example"), `{"ServerURL":"own.example","Username":"me","Secret":"hidden"}`, 0o600)
 	write(t, filepath.Join(dir, "token.example"), `{"Username":"<token>","Secret":"id"}`, 0o600)
-	f := open(t, `{"credHelpers": {"own.example": "kuritest", "token.example": "kuritest", "absent.example": "kuritest", "lost.example": "not-in-path", "evil.example": "../x"},
-		"auths": {"absent.example": {"username": "file", "password": "f"}, "own.example": {"username": "file", "password": "f"}}}`)
+	f := open(t, `{"credHelpers": {"own.example": "kuritest", "token.example": "kuritest", "absent.example": "kuritest", "lost.example": "not-in-path", "evil.example": "../x",
+		"lost.but.example": "not-in-path"},
+		"auths": {"lost.but.example": {"username": "file", "password": "f"},
+		"absent.example": {"username": "file", "password": "f"}, "own.example": {"username": "file", "password": "f"}}}`)
 	for registry, want := range map[string]Credential{
-		"own.example":    {Username: "me", Password: "hidden"},
-		"token.example":  {IdentityToken: "id"},
-		"absent.example": {Username: "file", Password: "f"},
+		"own.example":      {Username: "me", Password: "hidden"},
+		"token.example":    {IdentityToken: "id"},
+		"absent.example":   {Username: "file", Password: "f"},
+		"lost.but.example": {Username: "file", Password: "f"},
 	} {
 		if got, err := f.Find(t.Context(), registry, "x"); err != nil || got != want {
 			t.Errorf("%s: %+v %v", registry, got, err)

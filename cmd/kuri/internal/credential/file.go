@@ -120,30 +120,38 @@ func decodePair(text string) ([]byte, error) {
 
 // Find returns the credential for a repository of a registry, such as "library/busybox" of
 // "docker.io", or the zero value if there is none. The longest matching key of the file counts
-// (registry.example/team before registry.example), in any spelling of docker, podman and users. A
-// helper for the registry takes precedence over the file's own entries, and those over the helper
-// for all registries.
+// (registry.example/team before registry.example), in any spelling of docker, podman and users, then a
+// pattern such as *.registry.example, as a kubelet takes it. A helper for the registry takes precedence
+// over the file's own entries, and those over the helper for all registries. As in docker, a helper
+// that fails does not hide the other places; its error is returned if none of them has a credential.
 func (f *File) Find(ctx context.Context, registry, repository string) (Credential, error) {
 	at := place{hostOf("", registry), strings.Trim(repository, "/")}
+	var failed error
 	for _, key := range keysFor(at, f.helpers) {
 		if f.helpers[key] == "" {
 			continue // exempt from the helper for all registries
 		}
-		if c, found, err := f.ask(ctx, f.helpers[key], registry, key); found || err != nil {
-			return c, err
+		c, found, err := f.ask(ctx, f.helpers[key], registry, key)
+		if found {
+			return c, nil
 		}
+		failed = cmp.Or(failed, err)
 	}
 	marks := keysFor(at, f.auths)
-	for _, key := range marks {
+	for _, key := range slices.Concat(marks, patternsFor(at, f.auths)) {
 		if c, found, err := f.own(key); found || err != nil {
 			return c, err
 		}
 	}
-	if f.store == "" || slices.ContainsFunc(keysFor(at, f.helpers), func(key string) bool { return f.helpers[key] == "" }) {
-		return Credential{}, nil
+	exempt := func(key string) bool { return f.helpers[key] == "" }
+	if f.store == "" || slices.ContainsFunc(keysFor(at, f.helpers), exempt) {
+		return Credential{}, failed
 	}
-	c, _, err := f.ask(ctx, f.store, registry, marks...)
-	return c, err
+	c, found, err := f.ask(ctx, f.store, registry, marks...)
+	if found {
+		return c, nil
+	}
+	return Credential{}, cmp.Or(failed, err)
 }
 
 // ask requests a registry's credential from a helper, first by docker's address for it and then by
@@ -190,7 +198,9 @@ func (f *File) Kept(ctx context.Context, registry string) (map[string]Credential
 func (f *File) Registries() []string {
 	var found []string
 	for key := range f.auths {
-		found = append(found, placeOf(key).host)
+		if at := placeOf(key); !at.pattern() {
+			found = append(found, at.host)
+		}
 	}
 	for key := range f.helpers {
 		found = append(found, placeOf(key).host)

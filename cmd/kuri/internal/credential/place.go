@@ -79,8 +79,7 @@ func helperAddresses(registry string, keys ...string) []string {
 func keysFor[V any](p place, entries map[string]V) []string {
 	var found []string
 	for key := range entries {
-		if at := placeOf(key); at.host == p.host &&
-			(at.path == "" || p.path == at.path || strings.HasPrefix(p.path, at.path+"/")) {
+		if at := placeOf(key); at.host == p.host && at.covers(p.path) {
 			found = append(found, key)
 		}
 	}
@@ -93,6 +92,28 @@ func keysFor[V any](p place, entries map[string]V) []string {
 		}
 		return cmp.Or(cmp.Compare(len(placeOf(b).path), len(placeOf(a).path)), cmp.Compare(rank(a), rank(b)),
 			cmp.Compare(a, b))
+	})
+	return found
+}
+
+// covers reports whether a repository is below the prefix.
+func (p place) covers(repository string) bool {
+	return p.path == "" || repository == p.path || strings.HasPrefix(repository, p.path+"/")
+}
+
+// pattern reports whether the host is a pattern, such as "*.registry.example".
+func (p place) pattern() bool { return strings.ContainsAny(p.host, "*?") }
+
+// patternsFor returns the keys of entries that are patterns for a place, the longest path first.
+func patternsFor[V any](p place, entries map[string]V) []string {
+	var found []string
+	for key := range entries {
+		if at := placeOf(key); at.pattern() && matchHost(at.host, p.host) && at.covers(p.path) {
+			found = append(found, key)
+		}
+	}
+	slices.SortFunc(found, func(a, b string) int {
+		return cmp.Or(cmp.Compare(len(placeOf(b).path), len(placeOf(a).path)), cmp.Compare(a, b))
 	})
 	return found
 }

@@ -60,6 +60,31 @@ func TestSpellings(t *testing.T) {
 	}
 }
 
+// A key may be a pattern of hosts, as a kubelet takes it. Any other spelling takes precedence.
+func TestPatterns(t *testing.T) {
+	f := open(t, `{"auths": {
+		"*.registry.example": {"username": "any", "password": "1"},
+		"*.registry.example/team": {"username": "team", "password": "2"},
+		"own.registry.example": {"username": "own", "password": "3"},
+		"https://*.registry.example:5000/v2/": {"username": "port", "password": "4"},
+		"r?g*.*.test": {"username": "test", "password": "5"}}}`)
+	for at, user := range map[string]string{"a.registry.example/x": "any", "A.registry.example:443/x": "any",
+		"a.registry.example/team/x": "team", "a.registry.example/teams": "any", "own.registry.example/team/x": "own",
+		"a.registry.example:5000/x": "port", "a.registry.example:5001/x": "", "registry.example/x": "",
+		"a.b.registry.example/x": "", "rage.a.test/x": "test", "rug.b.test/x": "test", "rg.a.test/x": ""} {
+		registry, repository, _ := strings.Cut(at, "/")
+		if got, err := f.Find(t.Context(), registry, repository); got.Username != user || err != nil {
+			t.Errorf("%s: %+v, %v", at, got, err)
+		}
+	}
+	if got := f.Registries(); !slices.Equal(got, []string{"own.registry.example"}) {
+		t.Errorf("registries: %q", got)
+	}
+	if had, err := f.Forget(t.Context(), "a.registry.example"); had || err != nil {
+		t.Errorf("the pattern was removed with one of its hosts: %v", err)
+	}
+}
+
 // Of several matching keys the longest counts, then docker's own spelling. A key without
 // credentials hides no other.
 func TestSeveralSpellings(t *testing.T) {
