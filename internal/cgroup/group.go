@@ -145,7 +145,7 @@ func (g Group) Kill(limit time.Duration) error {
 			return err
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("process %s does not die", process.Describe(pids[0]))
+			return fmt.Errorf("process %s does not die", process.Describe(process.Stuck(pids)))
 		}
 		if err := g.SignalKill(); err != nil {
 			return err

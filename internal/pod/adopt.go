@@ -96,7 +96,7 @@ func (p *Pods) endProcesses(ctx context.Context, r *ContainerRecord) error {
 		case ctx.Err() != nil:
 			return fmt.Errorf("wait for the end of %s: %w", r.name(), ctx.Err())
 		case time.Now().After(until):
-			return fault.New(fault.Unavailable, "%s has not ended %s after SIGKILL: %s", r.name(), killWait, stuck(pids[0]))
+			return fault.New(fault.Unavailable, "%s has not ended %s after SIGKILL: %s", r.name(), killWait, stuck(pids))
 		}
 		for _, pid := range pids {
 			unix.Kill(pid, unix.SIGKILL) // an error means that it has ended meanwhile

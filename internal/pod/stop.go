@@ -222,7 +222,8 @@ func (p *Pods) kill(ctx context.Context, c *Container) error {
 		case <-ctx.Done():
 			return fmt.Errorf("wait for the end of %s: %w", r.name(), ctx.Err())
 		case <-timer.C:
-			return fault.New(fault.Unavailable, "%s has not ended %s after SIGKILL: %s", r.name(), killWait, stuck(r.Pid))
+			pids := append([]int{r.Pid}, p.processes(r)...)
+			return fault.New(fault.Unavailable, "%s has not ended %s after SIGKILL: %s", r.name(), killWait, stuck(pids))
 		case <-look.C:
 			if e, err := keeper.ReadExit(p.paths.bundle(r.SandboxID, r.ID)); err == nil {
 				p.recordExit(c, e)
@@ -231,8 +232,10 @@ func (p *Pods) kill(ctx context.Context, c *Container) error {
 	}
 }
 
-// stuck describes the state of a process that survives SIGKILL.
-func stuck(pid int) string {
+// stuck describes the process for which the end of a killed container has to wait. pids are the
+// container's processes, the first one first.
+func stuck(pids []int) string {
+	pid := process.Stuck(pids)
 	stat, err := process.ReadStat(pid)
 	if err != nil || stat.State == 0 {
 		return fmt.Sprintf("its first process %d is gone, others of it may be left", pid)

@@ -121,6 +121,17 @@ func WaitChannel(pid int) string {
 	return string(wchan)
 }
 
+// Stuck returns the process for which the end of all has to wait: the first one in uninterruptible
+// sleep (state D), else the first one. There must be one.
+func Stuck(pids []int) int {
+	for _, pid := range pids {
+		if stat, err := ReadStat(pid); err == nil && stat.State == 'D' {
+			return pid
+		}
+	}
+	return pids[0]
+}
+
 // Describe names a process for people: its ID, name, state and wait channel.
 func Describe(pid int) string {
 	state := State(pid)

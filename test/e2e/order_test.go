@@ -172,49 +172,50 @@ func TestStopsThatMeet(t *testing.T) {
 	})
 }
 
-// A process in uninterruptible sleep does not die of SIGKILL. The stop names the cause, nothing
-// else has to wait, and the container can be removed as soon as the kernel wakes the process.
-func TestStopOfUninterruptibleSleep(t *testing.T) {
+// freezable mounts a filesystem in which, while it is frozen, a process that writes sleeps and does
+// not die of SIGKILL. It is thawed at the end of the test, too. t is skipped where there is none.
+func freezable(t *testing.T) (dir string, freeze func() (thaw func())) {
+	t.Helper()
 	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
 		t.Skip("SKIP: no mkfs.ext4")
 	}
-	s := newShell(t)
-	image, disk := filepath.Join(t.TempDir(), "disk"), t.TempDir()
+	image, dir := filepath.Join(t.TempDir(), "disk"), t.TempDir()
 	for _, command := range [][]string{{"truncate", "-s", "32M", image}, {"mkfs.ext4", "-q", image},
-		{"mount", "-o", "loop", image, disk}} {
+		{"mount", "-o", "loop", image, dir}} {
 		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
 			t.Skipf("SKIP: %q: %v: %s", command, err, out)
 		}
 	}
-	t.Cleanup(func() { unix.Unmount(disk, unix.MNT_DETACH) })
-	f, err := os.Open(disk)
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	f, err := os.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	const freeze, thaw = 0xc0045877, 0xc0045878 // FIFREEZE, FITHAW
+	t.Cleanup(func() { f.Close() })
 	ioctl := func(request uintptr) error {
 		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), request, 0); errno != 0 {
 			return errno
 		}
 		return nil
 	}
-
-	// A process that writes to a frozen filesystem sleeps until it is thawed.
-	const script = "echo ready; while [ ! -e /go ]; do sleep 0.05; done; echo x >/v/file"
-	id := s.run(t, mounting(&runtimeapi.Mount{HostPath: disk, ContainerPath: "/v"}), "sh", "-c", script)
-	s.awaits(t, id)
-	if err := ioctl(freeze); err != nil {
-		t.Skipf("SKIP: the filesystem cannot be frozen: %v", err)
-	}
-	frozen := true
-	defer func() {
-		if frozen {
-			ioctl(thaw)
+	return dir, func() func() {
+		t.Helper()
+		if err := ioctl(0xc0045877); err != nil { // FIFREEZE
+			t.Skipf("SKIP: the filesystem cannot be frozen: %v", err)
 		}
-	}()
-	s.Output(t, id, "touch", "/go")
-	pid := harness.FindProcess(t, "sh -c "+script)
+		thaw := sync.OnceFunc(func() {
+			if err := ioctl(0xc0045878); err != nil { // FITHAW
+				t.Error(err)
+			}
+		})
+		t.Cleanup(thaw)
+		return thaw
+	}
+}
+
+// sleeps waits until a process is in uninterruptible sleep.
+func sleeps(t *testing.T, pid int) {
+	t.Helper()
 	harness.Eventually(t, 5*time.Second, "it sleeps", func() error {
 		stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 		if err == nil && !strings.Contains(string(stat), ") D ") {
@@ -222,6 +223,63 @@ func TestStopOfUninterruptibleSleep(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// In a pod, a process that a container's first process has started and the command of an exec are
+// in uninterruptible sleep. The exec ends soon after its time limit and, after the keeper and kurid
+// were killed, the stop of the pod within its own; both name a process that sleeps and where it
+// waits. Once these are woken, the pod can be stopped and removed.
+func TestStopOfUninterruptibleDescendants(t *testing.T) {
+	s := newShell(t)
+	disk, freeze := freezable(t)
+	config := harness.Pod("slow")
+	pod := s.RunPod(t, config)
+	const script = "while [ ! -e /go ]; do sleep 0.05; done; echo x >/v/child"
+	c := harness.Container("main", s.image, "sh", "-c", "sh -c '"+script+"' & sleep 1000")
+	mounting(&runtimeapi.Mount{HostPath: disk, ContainerPath: "/v"})(c, c.Linux.SecurityContext)
+	id := s.Run(t, pod, c, config)
+	thaw := freeze()
+	s.Output(t, id, "touch", "/go")
+	child := harness.FindProcess(t, "sh -c "+script)
+	sleeps(t, child)
+
+	_, err := s.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
+		ContainerId: id, Cmd: []string{"sh", "-c", "echo x >/v/exec"}, Timeout: 1,
+	})
+	harness.WantError(t, err, codes.DeadlineExceeded, "has been killed and does not end", "state D", "waiting in")
+	s.Kill9(t)
+	killKeeper(t, s.Daemon, false)
+	s.Continue(t)
+	if st := s.ContainerStatus(t, id); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("the container is %v", st.State)
+	}
+	_, err = s.Runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod})
+	harness.WantError(t, err, codes.Unavailable, "has not ended 10s after SIGKILL", "is in state D, waiting in")
+	if _, err := os.Stat("/proc/" + strconv.Itoa(child)); err != nil {
+		t.Error(err)
+	}
+	thaw()
+	s.RemovePod(t, pod)
+	if err := syscall.Kill(child, 0); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("process %d: %v", child, err)
+	}
+}
+
+// A process in uninterruptible sleep does not die of SIGKILL. The stop names the cause, nothing
+// else has to wait, and the container can be removed as soon as the kernel wakes the process.
+func TestStopOfUninterruptibleSleep(t *testing.T) {
+	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
+		t.Skip("SKIP: no mkfs.ext4")
+	}
+	s := newShell(t)
+	disk, freeze := freezable(t)
+	const script = "echo ready; while [ ! -e /go ]; do sleep 0.05; done; echo x >/v/file"
+	id := s.run(t, mounting(&runtimeapi.Mount{HostPath: disk, ContainerPath: "/v"}), "sh", "-c", script)
+	s.awaits(t, id)
+	thaw := freeze()
+	s.Output(t, id, "touch", "/go")
+	pid := harness.FindProcess(t, "sh -c "+script)
+	sleeps(t, pid)
 
 	stopped := make(chan error)
 	go func() {
@@ -245,10 +303,7 @@ func TestStopOfUninterruptibleSleep(t *testing.T) {
 	}
 	harness.WantError(t, <-stopped, codes.Unavailable, strconv.Itoa(pid), "state D", "waiting in")
 
-	frozen = false
-	if err := ioctl(thaw); err != nil {
-		t.Fatal(err)
-	}
+	thaw()
 	if st := s.WaitExit(t, id); st.ExitCode != 137 {
 		t.Errorf("exit code %d, want 137", st.ExitCode)
 	}

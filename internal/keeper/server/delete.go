@@ -49,7 +49,7 @@ func (s *Server) delete(id string) error {
 	if err := s.runtime.Delete(id); err != nil {
 		if left, perr := c.made.Cgroup.Procs(); perr == nil && len(left) > 0 {
 			return fault.New(fault.Unavailable, "%w: process %s is still in its cgroup; deleting it can be tried again", err,
-				process.Describe(left[0]))
+				process.Describe(process.Stuck(left)))
 		}
 		return err
 	}
@@ -80,7 +80,8 @@ func (c *container) kill() error {
 	case <-c.exited:
 		return nil
 	case <-time.After(2 * killLimit): // one for the process itself, one for the rest of its cgroup
+		left, _ := c.made.Cgroup.Procs() // if it cannot be read, the first process is named
 		return fault.New(fault.Unavailable, "container %s cannot be killed: process %s; deleting it can be tried again",
-			c.id, process.Describe(c.made.Pid))
+			c.id, process.Describe(process.Stuck(append([]int{c.made.Pid}, left...))))
 	}
 }
