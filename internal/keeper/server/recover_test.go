@@ -117,8 +117,7 @@ func TestKilledKeeperLosesNothing(t *testing.T) {
 			_, err := n.Create(t.Context(), waiting.CreateRequest)
 			n.must(err)
 			if !both {
-				n.must(n.stdinOf(asking, "this\n"))
-				n.waitOutput(asking, "you said this")
+				n.must(n.stdinOf(asking, "this\n", "you said this"))
 			}
 			before := n.pids()
 			for range 4 {
@@ -135,7 +134,7 @@ func TestKilledKeeperLosesNothing(t *testing.T) {
 
 			// Existing resources continue to work.
 			if !both {
-				n.must(n.stdinOf(asking, "that\n"))
+				n.must(n.stdinOf(asking, "that\n", "and that"))
 				if c := n.wait(asking); c.Exit.Code != 7 || c.Exit.Unknown != "" {
 					t.Errorf("exit %+v", c.Exit)
 				}
@@ -192,8 +191,8 @@ func mapsEqual(a, b map[string]int) bool {
 	return true
 }
 
-// stdinOf writes to a container's stdin and detaches.
-func (n *node) stdinOf(j *job, text string) error {
+// stdinOf writes to a container's stdin, waits until its log has the answer, and detaches.
+func (n *node) stdinOf(j *job, text, answer string) error {
 	n.t.Helper()
 	a := n.attach(j, true)
 	go func() {
@@ -201,7 +200,7 @@ func (n *node) stdinOf(j *job, text string) error {
 		a.done <- nil
 	}()
 	_, err := a.stdin.Write([]byte(text))
-	time.Sleep(50 * time.Millisecond) // until it has been passed on
+	n.waitOutput(j, answer)
 	a.cancel()
 	<-a.done
 	return err
@@ -375,11 +374,10 @@ func TestTerminalOutlivesTheKeeper(t *testing.T) {
 	n.waitOutput(j, "ready")
 	for _, word := range []string{"one", "two"} {
 		n.killKeeper(false)
-		n.must(n.stdinOf(j, word+"\n"))
-		n.waitOutput(j, "got "+word)
+		n.must(n.stdinOf(j, word+"\n", "got "+word))
 	}
 	n.killKeeper(false)
-	n.must(n.stdinOf(j, "end\n"))
+	n.must(n.stdinOf(j, "end\n", "got end"))
 	if c := n.wait(j); c.Exit.Code != 4 {
 		t.Errorf("exit %+v", c.Exit)
 	}
@@ -395,14 +393,14 @@ func TestStdinOnceOutlivesTheKeeper(t *testing.T) {
 	once := func(j *job) { j.Stdin, j.StdinOnce = true, true }
 	box := n.sandbox()
 	given, kept := n.run(box, "cat; echo ended; sleep 1000", once), n.run(box, "cat; echo ended", once)
-	n.must(n.stdinOf(given, "first\n"))
+	n.must(n.stdinOf(given, "first\n", "first"))
 	n.waitOutput(given, "ended")
 	n.killKeeper(false)
 	if _, err := n.Attach(t.Context(), given.Id, keeper.Streams{Stdin: strings.NewReader("more")}); !errors.Is(err,
 		fault.Precondition) {
 		t.Errorf("a stdin is given again: %v", err)
 	}
-	n.must(n.stdinOf(kept, "second\n"))
+	n.must(n.stdinOf(kept, "second\n", "second"))
 	if c := n.wait(kept); c.Exit.Code != 0 || n.output(kept) != "second\nended\n" {
 		t.Errorf("exit %+v, output %q", c.Exit, n.output(kept))
 	}
@@ -435,14 +433,20 @@ func TestAttachmentOutlivesTheKeeper(t *testing.T) {
 				say(word)
 			}
 			n.killKeeper(false)
-			time.Sleep(100 * time.Millisecond) // enough for it to attach again
-			fmt.Fprintln(a.stdin, "end")
+			go func() { // what is written before it is attached again may be lost
+				for {
+					if _, err := fmt.Fprintln(a.stdin, "end"); err != nil {
+						return
+					}
+					time.Sleep(50 * time.Millisecond)
+				}
+			}()
 			select {
 			case err := <-a.done:
 				if err != nil || a.code != 6 {
 					t.Errorf("code %d, %v", a.code, err)
 				}
-			case <-time.After(10 * time.Second):
+			case <-time.After(30 * time.Second):
 				t.Error("the attachment does not end")
 			}
 		})

@@ -85,8 +85,7 @@ func TestKilledHolderIsReplaced(t *testing.T) {
 			t.Fatal("what the container prints does not come to its log any more")
 		}
 		for _, j := range []*job{asking, typing} {
-			n.must(n.stdinOf(j, fmt.Sprintf("%d\n", i)))
-			n.waitOutput(j, fmt.Sprintf("got %d", i))
+			n.must(n.stdinOf(j, fmt.Sprintf("%d\n", i), fmt.Sprintf("got %d", i)))
 		}
 		if exit, out := n.finish(box, "hostname; cat /dev/shm/file; exit 3"); exit.Code != 3 || exit.Unknown != "" || out != "web\none\n" {
 			t.Errorf("exit %+v, output %q", exit, out)
@@ -96,7 +95,7 @@ func TestKilledHolderIsReplaced(t *testing.T) {
 
 	// The exit codes of containers started under the first holder.
 	for j, code := range map[*job]int32{asking: 7, typing: 8} {
-		n.must(n.stdinOf(j, "end\n"))
+		n.must(n.stdinOf(j, "end\n", "got end"))
 		if c := n.wait(j); c.Exit.Code != code || c.Exit.Unknown != "" {
 			t.Errorf("exit %+v, want %d", c.Exit, code)
 		}
