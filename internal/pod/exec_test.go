@@ -6,12 +6,15 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-func TestExecsTakeTurns(t *testing.T) {
+func TestExecsTakeTurns(t *testing.T) { synctest.Test(t, testExecsTakeTurns) }
+
+func testExecsTakeTurns(t *testing.T) {
 	turns := newExecTurns(2)
 	first, err := turns.take(t.Context(), time.Second)
 	if err != nil {
@@ -50,7 +53,7 @@ func TestExecsTakeTurns(t *testing.T) {
 			order = append(order, n) // one at a time: second still has its turn
 			done()
 		})
-		time.Sleep(20 * time.Millisecond) // it is in the queue
+		synctest.Wait() // it is in the queue
 	}
 	first()
 	wait.Wait()
