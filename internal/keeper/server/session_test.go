@@ -70,8 +70,9 @@ func TestTerminalIsResized(t *testing.T) {
 	out := &screen{}
 	done := make(chan error, 1)
 	go func() {
-		code, err := n.Exec(t.Context(), j.Id,
-			[]string{"sh", "-c", `trap 'stty size' WINCH; echo ready; read x; stty size; exit 9`}, true,
+		// The signal interrupts read.
+		script := `trap 'stty size' WINCH; echo ready; until read x; do :; done; stty size; exit 9`
+		code, err := n.Exec(t.Context(), j.Id, []string{"sh", "-c", script}, true,
 			keeper.Streams{Stdin: in, Stdout: out, Resize: sizes})
 		if code != 9 {
 			err = errors.Join(err, fmt.Errorf("exit %d", code))
@@ -79,9 +80,14 @@ func TestTerminalIsResized(t *testing.T) {
 		done <- err
 	}()
 	out.await(t, "ready")
-	sizes <- keeper.Size{Width: 101, Height: 37}
-	sizes <- keeper.Size{Width: 102, Height: 38}
-	sizes <- keeper.Size{Width: 102, Height: 38} // once it is received, the previous size is set
+	// Once the last one is received, the one before is set.
+	for _, size := range []keeper.Size{{Width: 101, Height: 37}, {Width: 102, Height: 38}, {Width: 102, Height: 38}} {
+		select {
+		case sizes <- size:
+		case err := <-done:
+			t.Fatalf("the exec has ended before it was resized: %v, %q", err, out)
+		}
+	}
 	io.WriteString(keys, "\n")
 	if err := <-done; err != nil {
 		t.Error(err)
