@@ -1,6 +1,8 @@
 package registry
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -172,30 +174,40 @@ func (c *hostsConfig) mirrorAuth(address string, table map[string]string) error 
 	return err
 }
 
-// dockerAuth reads a host's credentials from a docker config.json.
+// dockerAuth reads a host's credentials from a docker config.json. A key that is a pattern counts only if
+// no other one has them.
 func dockerAuth(path, host string) (Auth, error) {
 	body, err := os.ReadFile(path)
 	if err != nil {
 		return Auth{}, err
 	}
 	var file struct {
-		Auths map[string]struct {
+		Auths map[string]json.RawMessage
+	}
+	if err := json.Unmarshal(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")), &file); err != nil {
+		return Auth{}, fmt.Errorf("%s is not a file in docker's format", path) // its content is secret
+	}
+	addresses := slices.Sorted(maps.Keys(file.Auths))
+	slices.SortStableFunc(addresses, func(a, b string) int {
+		return cmp.Compare(strings.Count(a, "*"), strings.Count(b, "*"))
+	})
+	for _, address := range addresses {
+		if at, ok := addressHost(address); !ok || !sameHost(at, host) {
+			continue
+		}
+		var a struct {
 			Username, Password, Auth     string
 			IdentityToken, RegistryToken string
 		}
-	}
-	if err := json.Unmarshal(body, &file); err != nil {
-		return Auth{}, fmt.Errorf("%s is not a file in docker's format", path) // its content is secret
-	}
-	for _, address := range slices.Sorted(maps.Keys(file.Auths)) {
-		a := file.Auths[address]
+		if err := json.Unmarshal(file.Auths[address], &a); err != nil {
+			return Auth{}, fmt.Errorf("%s: the entry of %s must be an object of strings, such as auth", path,
+				new(secrets).clip(address))
+		}
 		if a.Username+a.Password+a.Auth+a.IdentityToken+a.RegistryToken == "" {
 			continue // in a credential helper
 		}
-		if at, ok := addressHost(address); ok && sameHost(at, host) {
-			return Auth{Username: a.Username, Password: a.Password, Auth: a.Auth, IdentityToken: a.IdentityToken,
-				RegistryToken: a.RegistryToken}, nil
-		}
+		return Auth{Username: a.Username, Password: a.Password, Auth: a.Auth, IdentityToken: a.IdentityToken,
+			RegistryToken: a.RegistryToken}, nil
 	}
 	return Auth{}, fmt.Errorf("%s has no credentials for %s", path, host)
 }

@@ -393,14 +393,24 @@ func TestHostsFileKeys(t *testing.T) {
 		}
 	})
 	t.Run("credentials in a file", func(t *testing.T) {
-		file := filepath.Join(t.TempDir(), "config.json")
-		if err := os.WriteFile(file, []byte(`{"auths":{"HTTPS://M.example:443/v2/":{"auth":"dTpw"},"m.example":{}}}`),
-			0o600); err != nil {
-			t.Fatal(err)
-		}
-		a, err := dockerAuth(file, "m.example")
-		if err != nil || a.Auth != "dTpw" {
-			t.Errorf("%+v, %v", a, err)
+		for text, want := range map[string]string{
+			`{"auths":{"HTTPS://M.example:443/v2/":{"auth":"dTpw"},"m.example":{}}}`:                  "dTpw",
+			`{"auths":{"*.example":{"auth":"any"},"m.example":{"auth":"own"}}}`:                       "own",
+			`{"auths":{"*.example":{"auth":"any"},"https://other.example":{"auth":"own"}}}`:           "any",
+			`{"auths":{"a.example":[],"b.example":{"auth":5},"m.example":{"auth":"own"},"z.test":1}}`: "own",
+			"\xef\xbb\xbf" + `{"auths":{"m.example":{"auth":"own"}}}`:                                 "own",
+			`{"auths":{"m.example":{"auth":5}}}`:                                                      "the entry of m.example",
+			`{"auths":{"m.example":{}},"credsStore":"x"}`:                                             "no credentials for",
+			`{"auths":[]}`: "docker's format",
+		} {
+			file := filepath.Join(t.TempDir(), "config.json")
+			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			a, err := dockerAuth(file, "m.example")
+			if err == nil && a.Auth != want || err != nil && !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %+v, %v, want %q", text, a, err, want)
+			}
 		}
 	})
 }
