@@ -62,7 +62,12 @@ func (b *Network) attach(ctx context.Context, pod network.Pod) (*network.Result,
 	back.Add("give the addresses back", func(context.Context) error { return b.giveBack(pod.ID) })
 
 	// 3. The link between the bridge and the pod.
-	if err := makeVeth(on, lease, ns); err != nil {
+	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, err
+	}
+	defer host.Close()
+	if err := makeVeth(host, on, lease, ns); err != nil {
 		return nil, err
 	}
 	failpoint.At("attach network: link made")
@@ -75,9 +80,6 @@ func (b *Network) attach(ctx context.Context, pod network.Pod) (*network.Result,
 		if err := configurePod(lease.Addresses, result); err != nil {
 			return err
 		}
-		if err := podUp(result); err != nil {
-			return err
-		}
 		return shape(network.Interface, limits["egressRate"], limits["egressBurst"], pod)
 	})
 	if err != nil {
@@ -87,7 +89,7 @@ func (b *Network) attach(ctx context.Context, pod network.Pod) (*network.Result,
 	failpoint.At("attach network: pod's end up")
 
 	// 5. The node's end, with the limit of the pod's ingress.
-	if err := hostUp(on, lease); err != nil {
+	if err := hostUp(host, on, lease); err != nil {
 		return nil, err
 	}
 	if err := shape(vethName(pod.ID), limits["ingressRate"], limits["ingressBurst"], pod); err != nil {
@@ -172,19 +174,14 @@ func removeUnused(h *netlink.Handle, l netlink.Link) bool {
 }
 
 // makeVeth makes the pair in one call, with the pod's end in the pod's namespace from the start.
-func makeVeth(on bridgeLink, l *ipam.Lease, ns *os.File) error {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
+func makeVeth(h *netlink.Handle, on bridgeLink, l *ipam.Lease, ns *os.File) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.MasterIndex, attrs.Group = vethName(l.PodID), on.mtu, on.index, on.group
 	attrs.HardwareAddr, attrs.Flags = hostMAC(l.Addresses[0].Addr()), net.FlagUp
 	veth := netlink.NewVeth(attrs)
 	veth.PeerName, veth.PeerMTU, veth.PeerHardwareAddr = network.Interface, uint32(on.mtu), podMAC(l.Addresses[0].Addr())
 	veth.PeerNamespace = netlink.NsFd(int(ns.Fd()))
-	err = h.LinkAdd(veth) // makes the pair, then makes it a port of the bridge
+	err := h.LinkAdd(veth) // makes the pair, then makes it a port of the bridge
 	if errors.Is(err, unix.EEXIST) && removeOld(h, attrs.Name, ns) {
 		err = h.LinkAdd(veth)
 	}
@@ -205,8 +202,8 @@ func makeVeth(on bridgeLink, l *ipam.Lease, ns *os.File) error {
 	return nil
 }
 
-// configurePod gives eth0 its addresses and default routes. It runs in the pod's namespace, and records in result
-// the addresses that the pod got: no IPv6 if the pod's sysctls disable it.
+// configurePod gives eth0 its addresses and default routes, and waits until it carries packets. It runs in the pod's
+// namespace, and records in result the addresses that the pod got: no IPv6 if the pod's sysctls disable it.
 func configurePod(addresses []netip.Prefix, result *network.Result) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -245,7 +242,7 @@ func configurePod(addresses []netip.Prefix, result *network.Result) error {
 			return fmt.Errorf("add the pod's default route via %s: %w", g, err)
 		}
 	}
-	return nil
+	return podUp(h, result)
 }
 
 // publish adds the pod to its namespace's sets, if namespaces are isolated, and puts the lease's

@@ -107,7 +107,7 @@ func TestWhatOthersTakeAwayComesBack(t *testing.T) {
 	} {
 		take()
 		networktest.Must(t, n.Ready(t.Context()))
-		networktest.Must(t, link.WaitUp(DefaultName))
+		networktest.Must(t, link.WaitUp(&netlink.Handle{}, DefaultName))
 		if got, err := networktest.Ask(ns, "tcp", netip.AddrPortFrom(networktest.Outside4, out)); err != nil ||
 			got != "world "+networktest.Uplink4.String() {
 			t.Errorf("%s: from the pod to the world: %q, %v", what, got, err)

@@ -4,11 +4,12 @@ import (
 	"github.com/kuri-cri/kuri/internal/network"
 	"github.com/kuri-cri/kuri/internal/network/ipam"
 	"github.com/kuri-cri/kuri/internal/network/link"
+	"github.com/vishvananda/netlink"
 )
 
 // podUp waits until the pod's end of a link carries packets, in the pod's namespace.
-func podUp(result *network.Result) error {
-	if err := link.WaitUp(network.Interface); err != nil {
+func podUp(h *netlink.Handle, result *network.Result) error {
+	if err := link.WaitUp(h, network.Interface); err != nil {
 		return err
 	}
 	for _, ip := range result.IPs {
@@ -20,9 +21,9 @@ func podUp(result *network.Result) error {
 }
 
 // hostUp waits until the node's end and the bridge carry packets, in the order in which they come up.
-func hostUp(on bridgeLink, l *ipam.Lease) error {
-	if err := link.WaitUp(vethName(l.PodID)); err != nil {
+func hostUp(h *netlink.Handle, on bridgeLink, l *ipam.Lease) error {
+	if err := link.WaitUp(h, vethName(l.PodID)); err != nil {
 		return err
 	}
-	return link.WaitUp(on.name)
+	return link.WaitUp(h, on.name)
 }

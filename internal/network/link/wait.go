@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 )
@@ -22,13 +21,8 @@ const (
 	waitLimit = 5 * time.Second
 )
 
-// WaitUp waits until the link is operationally up. Error kinds: Unavailable.
-func WaitUp(name string) error {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
+// WaitUp waits until the link is operationally up, in the network namespace of h. Error kinds: Unavailable.
+func WaitUp(h *netlink.Handle, name string) error {
 	return wait("link "+name+" has no carrier", func() (bool, error) {
 		link, err := h.LinkByName(name) // Linux 6.8 and later finish pending link events for this request
 		if err != nil {
