@@ -27,7 +27,7 @@ import (
 	"github.com/kuri-cri/kuri/internal/undo"
 )
 
-// Create creates a container whose process waits for Start. A repeated call for the same container (pod, name and
+// Create creates a container whose process waits for Start. It keeps cfg, which must not change any more. A repeated call for the same container (pod, name and
 // attempt) joins the work in flight, or returns the container that is already created. Error kinds: NotFound (no such
 // pod, image or path), Precondition (the pod is not ready), Exists (a container with another configuration has the
 // name), Invalid and Unimplemented (a field), Exhausted (the disk is full).
@@ -233,7 +233,7 @@ func newContainerRecord(s *SandboxRecord, cfg *runtime.ContainerConfig, img *ima
 		ID:        newID(),
 		SandboxID: s.ID,
 		State:     Creating,
-		Config:    message[*runtime.ContainerConfig]{proto.CloneOf(cfg)},
+		Config:    message[*runtime.ContainerConfig]{cfg},
 		ImageID:   img.ID,
 		Layers:    img.DiffIDs,
 		CreatedAt: time.Now().UnixNano(),

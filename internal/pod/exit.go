@@ -91,7 +91,7 @@ func (p *Pods) exited(told *api.Container) {
 	})
 	failpoint.At("exit: recorded")
 	p.followers.Go(func() {
-		if err := p.Keeper.Delete(context.Background(), told.Id); err != nil {
+		if err := p.delete(context.Background(), c); err != nil {
 			slog.Error("the keeper cannot delete an exited container; its removal tries again", "container", c.Record().name(), "err", err)
 		}
 	})

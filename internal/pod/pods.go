@@ -80,6 +80,7 @@ type Pods struct {
 	starts  flight.Group[string, struct{}]
 	graces  flight.Group[stopping, struct{}]
 	updates flight.Group[updating, struct{}]
+	deletes flight.Group[string, struct{}]
 
 	execs   *execTurns
 	outputs outputs // of ExecSyncs
@@ -204,6 +205,7 @@ func (p *Pods) Close() {
 	p.graces.Wait()
 	p.stops.Wait()
 	p.removes.Wait()
+	p.deletes.Wait()
 	p.sampler.passes.Wait()
 	p.counts.close()
 	p.lists.close()

@@ -116,6 +116,7 @@ type recordedNetwork struct {
 
 	mu       sync.Mutex
 	refused  error    // by Attach
+	stuck    error    // by Detach
 	detached []string // ids of pods
 }
 
@@ -129,7 +130,7 @@ func (n *recordedNetwork) Detach(_ context.Context, pod network.Pod, _ *network.
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.detached = append(n.detached, pod.ID)
-	return nil
+	return n.stuck
 }
 
 func TestRecovery(t *testing.T) {

@@ -117,10 +117,7 @@ func (p *Pods) removeContainer(ctx context.Context, c *Container) error {
 		failpoint.At("remove container: ended")
 		// 2. The keeper's state of it, and its cgroup.
 		step.Enter(ctx, "delete")
-		if err := p.Keeper.Delete(ctx, r.ID); err != nil {
-			return struct{}{}, err
-		}
-		if err := p.endProcesses(ctx, r); err != nil {
+		if err := p.delete(ctx, c); err != nil {
 			return struct{}{}, err
 		}
 		failpoint.At("remove container: deleted")

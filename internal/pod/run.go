@@ -25,7 +25,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/undo"
 )
 
-// Run creates the sandbox that cfg describes, and returns it once it is ready. A repeated call for the same pod
+// Run creates the sandbox that cfg describes, and returns it once it is ready. It keeps cfg, which must not change any
+// more. A repeated call for the same pod
 // (namespace, name, uid and attempt) joins the work in flight, or returns the sandbox that is already ready. Error
 // kinds: NotFound (the handler), Invalid, Unimplemented (a field that this version of Kuri or this kernel does not
 // support), Exists (the same pod runs with another configuration), Exhausted (no free address); and errors of the
@@ -150,7 +151,7 @@ func (p *Pods) intend(cfg *runtime.PodSandboxConfig, handler string) (*Sandbox, 
 	r := &SandboxRecord{
 		ID:        newID(),
 		State:     Creating,
-		Config:    message[*runtime.PodSandboxConfig]{proto.CloneOf(cfg)},
+		Config:    message[*runtime.PodSandboxConfig]{cfg},
 		Handler:   handler,
 		Resolved:  new(p.Handlers[handler]),
 		CreatedAt: p.createdAfter(cfg.GetMetadata().GetUid(), time.Now().UnixNano()),

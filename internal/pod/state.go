@@ -23,6 +23,7 @@ type Sandbox struct {
 	// hadCgroup is true once a container of the sandbox was created, and with it the cgroup above.
 	hadCgroup atomic.Bool
 	settling  atomic.Pointer[settling] // nil if an earlier daemon left no incomplete work; stored by recover
+	stopped   atomic.Bool              // this daemon has stopped it completely, which is final
 
 	mu         sync.Mutex
 	containers map[string]*Container // by id; not those in state Creating
@@ -109,6 +110,7 @@ type Container struct {
 	cpu     rate   // see stats.go
 
 	unheld   atomic.Bool   // it runs, and the keeper does not know it
+	deleted  atomic.Bool   // this daemon has had the keeper delete it, which is final
 	updating chan struct{} // holds a token during an update of the resources
 
 	mu     sync.Mutex

@@ -50,6 +50,9 @@ func (p *Pods) stopSandbox(ctx context.Context, s *Sandbox) error {
 }
 
 func (p *Pods) stop(ctx context.Context, s *Sandbox) error {
+	if s.stopped.Load() {
+		return nil
+	}
 	// 1. From here on no container is created in the pod. Creations in flight undo their own work.
 	step.Enter(ctx, "creations")
 	if err := s.become(NotReady, nil); err != nil {
@@ -92,6 +95,7 @@ func (p *Pods) stop(ctx context.Context, s *Sandbox) error {
 		return fmt.Errorf("remove the cgroup: %w", err)
 	}
 	failpoint.At("stop pod: cgroup removed")
+	s.stopped.Store(true)
 	return nil
 }
 
@@ -127,15 +131,32 @@ func (p *Pods) endAll(ctx context.Context, s *Sandbox) error {
 	for i, c := range list {
 		wg.Go(func() {
 			if errs[i] = p.kill(ctx, c); errs[i] == nil {
-				errs[i] = p.Keeper.Delete(ctx, c.Record().ID)
-			}
-			if errs[i] == nil {
-				errs[i] = p.endProcesses(ctx, c.Record())
+				errs[i] = p.delete(ctx, c)
 			}
 		})
 	}
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// delete has the keeper delete an exited container with its cgroup, and ends processes of it that the keeper does not know.
+// Calls at the same time share one run.
+func (p *Pods) delete(ctx context.Context, c *Container) error {
+	r := c.Record()
+	_, _, err := p.deletes.Do(ctx, r.ID, func(ctx context.Context) (struct{}, error) {
+		if c.deleted.Load() {
+			return struct{}{}, nil
+		}
+		if err := p.Keeper.Delete(ctx, r.ID); err != nil {
+			return struct{}{}, err
+		}
+		if err := p.endProcesses(ctx, r); err != nil {
+			return struct{}{}, err
+		}
+		c.deleted.Store(true)
+		return struct{}{}, nil
+	})
+	return err
 }
 
 // StopContainer sends a container its stop signal, waits for grace, and then kills it. It succeeds for an unknown id
