@@ -18,8 +18,9 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// scopePrefix matches the part before "-<id>.scope" in a unit's name.
-var scopePrefix = regexp.MustCompile(`^[A-Za-z]([A-Za-z0-9_-]{0,30}[A-Za-z0-9_])?$`)
+// scopePrefix matches the part before "-<id>.scope" in a unit's name, of any length. (A bound in a pattern would make its
+// program as long, which kurid compiles at each start.)
+var scopePrefix = regexp.MustCompile(`^[A-Za-z]([A-Za-z0-9_-]*[A-Za-z0-9_])?$`)
 
 // Check validates the values. Each error names the key.
 func (c *Config) Check() error {
@@ -30,7 +31,7 @@ func (c *Config) Check() error {
 	found.oneOf("log_format", c.LogFormat, "text", "json")
 	c.checkSlow(&found)
 	found.oneOf("cgroup_driver", c.CgroupDriver, "auto", "systemd", "cgroupfs")
-	if !scopePrefix.MatchString(c.ScopePrefix) {
+	if len(c.ScopePrefix) > 32 || !scopePrefix.MatchString(c.ScopePrefix) {
 		found.bad("scope_prefix", "%q cannot begin a scope's name: letters, digits, _ and - are allowed, at most 32, "+
 			"with a letter first and no - last", c.ScopePrefix)
 	}
@@ -260,15 +261,15 @@ func (c *Config) checkStream(found *problems) {
 	}
 }
 
-// handlerName matches a handler name in a RuntimeClass: a DNS label (RFC 1123), as required by the
+// handlerName matches a handler name in a RuntimeClass, of any length: a DNS label (RFC 1123), as required by the
 // Kubernetes API.
-var handlerName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+var handlerName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
 
 // checkHandlers validates the runtime handlers.
 func (c *Config) checkHandlers(found *problems) {
 	for _, name := range slices.Sorted(maps.Keys(c.Handlers)) {
 		key := "handler." + name
-		if !handlerName.MatchString(name) {
+		if len(name) > 63 || !handlerName.MatchString(name) {
 			found.bad(key, "%q is not the name of a runtime handler: at most 63 lower-case letters, digits and -, at "+
 				"both ends a letter or a digit", name)
 		}

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/kuri-cri/kuri/internal/pod"
 )
@@ -87,11 +88,11 @@ func cgroupID(name string) string {
 }
 
 // containerForm matches the cgroup names of containers, with either driver and any scope prefix.
-var containerForm = regexp.MustCompile(`^(?:.*-)?([0-9a-f]{64})(?:\.scope)?$`)
+var containerForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^(?:.*-)?([0-9a-f]{64})(?:\.scope)?$`) })
 
 // containerID returns the id in the name of a container's cgroup, or "".
 func containerID(name string) string {
-	if m := containerForm.FindStringSubmatch(name); m != nil {
+	if m := containerForm().FindStringSubmatch(name); m != nil {
 		return m[1]
 	}
 	return ""

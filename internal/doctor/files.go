@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -158,7 +159,7 @@ func whoHas(dev uint64, ino uint64) int {
 }
 
 // uidForm matches the pod uids of kuri run.
-var uidForm = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+var uidForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`) })
 
 // runFilesAge is the maximum time between the creation of the files of a kuri run pod and of the
 // pod, during which images are pulled.
@@ -179,7 +180,7 @@ func strayRunFiles(s *scene) ([]Finding, error) {
 	var found []Finding
 	for _, e := range entries {
 		info, err := e.Info()
-		if err != nil || !e.IsDir() || !uidForm.MatchString(e.Name()) || uids[e.Name()] ||
+		if err != nil || !e.IsDir() || !uidForm().MatchString(e.Name()) || uids[e.Name()] ||
 			time.Since(info.ModTime()) < runFilesAge {
 			continue
 		}

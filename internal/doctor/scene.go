@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/pod"
@@ -37,10 +38,10 @@ func newScene(n Node) (*scene, error) {
 }
 
 // idForm matches the ids of pods and containers.
-var idForm = regexp.MustCompile(`[0-9a-f]{64}`)
+var idForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`[0-9a-f]{64}`) })
 
 // isID reports whether name is the id of a pod or a container.
-func isID(name string) bool { return len(name) == 64 && idForm.MatchString(name) }
+func isID(name string) bool { return len(name) == 64 && idForm().MatchString(name) }
 
 // processes returns the running processes by id and by network namespace, and the state directories
 // of keepers other than that of state.
@@ -59,7 +60,7 @@ func processes(state string) (byID, byNetns map[string][]int, others []string, e
 		if err != nil {
 			continue // it has ended
 		}
-		ids := idForm.FindAllString(string(groups), -1)
+		ids := idForm().FindAllString(string(groups), -1)
 		slices.Sort(ids)
 		for _, id := range slices.Compact(ids) {
 			byID[id] = append(byID[id], pid)

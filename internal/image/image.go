@@ -2,7 +2,6 @@ package image
 
 import (
 	"cmp"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -86,12 +85,15 @@ func (s *Store) GetFor(nameOrID, platform string) (*Image, error) {
 	return now.byPrefix(nameOrID)
 }
 
-// idPrefix matches a possible prefix of an ID.
-var idPrefix = regexp.MustCompile(`^(sha256:)?[0-9a-f]{3,64}$`)
+// isIDPrefix reports whether s can be a prefix of an ID.
+func isIDPrefix(s string) bool {
+	hex := strings.TrimPrefix(s, "sha256:")
+	return len(hex) >= 3 && len(hex) <= 64 && strings.Trim(hex, "0123456789abcdef") == ""
+}
 
 func (s *snapshot) byPrefix(prefix string) (*Image, error) {
 	missing := fault.New(fault.NotFound, "image %q is not on this node", prefix)
-	if !idPrefix.MatchString(prefix) {
+	if !isIDPrefix(prefix) {
 		return nil, missing
 	}
 	full := "sha256:" + strings.TrimPrefix(prefix, "sha256:")

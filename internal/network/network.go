@@ -4,10 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"regexp"
+	"strings"
 )
-
-var podIDPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // Interface is the name of the link that a pod sees.
 const Interface = "eth0"
@@ -145,7 +143,7 @@ func (m PortMapping) Clash(o PortMapping) bool {
 }
 
 // ValidID reports whether id is the ID of a pod, 64 lower-case hex digits.
-func ValidID(id string) bool { return podIDPattern.MatchString(id) }
+func ValidID(id string) bool { return len(id) == 64 && strings.Trim(id, "0123456789abcdef") == "" }
 
 // HostPort is one mapping to one address of a pod.
 type HostPort struct {

@@ -85,7 +85,7 @@ func (l bridgeLink) forFirewall() firewall.Bridge {
 	return firewall.Bridge{Name: l.name, Index: l.index, Ranges: l.ranges}
 }
 
-var linkName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,14}$`)
+var linkName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
 
 // NewBridge reads the leases of an earlier process. It changes nothing in the kernel; Reclaim, Attach and Ready do.
 func New(config Config) (*Network, error) {
@@ -96,7 +96,7 @@ func New(config Config) (*Network, error) {
 	if config.Name == "" {
 		config.Name = DefaultName
 	}
-	if !linkName.MatchString(config.Name) {
+	if len(config.Name) > 15 || !linkName.MatchString(config.Name) {
 		return nil, fault.New(fault.Invalid, "bridge name %q: give 1 to 15 letters, digits, '.', '_' or '-'", config.Name)
 	}
 	if config.MTU != 0 && (config.MTU < 1280 || config.MTU > 65535) {
