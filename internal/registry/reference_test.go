@@ -2,9 +2,12 @@ package registry
 
 import (
 	"errors"
+	"math/rand/v2"
 	"net/url"
 	"strings"
 	"testing"
+
+	"github.com/distribution/reference"
 
 	"github.com/kuri-cri/kuri/internal/fault"
 )
@@ -52,6 +55,7 @@ func FuzzParseReference(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, in string) {
+		compareReference(t, in)
 		ref, err := ParseReference(in)
 		if err != nil {
 			return
@@ -61,6 +65,31 @@ func FuzzParseReference(f *testing.F) {
 			t.Errorf("%q = %+v, again %+v, %v", in, ref, again, err)
 		}
 	})
+}
+
+// compareReference parses in with the package that defines references, too.
+func compareReference(t *testing.T, in string) {
+	t.Helper()
+	ref, err := ParseReference(in)
+	theirs, theirErr := reference.ParseDockerRef(in)
+	if (err == nil) != (theirErr == nil) || err == nil && ref.String() != theirs.String() {
+		t.Errorf("%q: %q, %v; distribution/reference: %v, %v", in, ref, err, theirs, theirErr)
+	}
+}
+
+// References of every form, valid and not, are parsed as by the package that defines them.
+func TestReferencesAreThoseOfDistribution(t *testing.T) {
+	parts := []string{"a", "b1", "A", "localhost", "docker.io", "index.docker.io", "library", "a_b.c", "x-y", "[::1]", "[fe80::1%2]", "[]",
+		"/", "/", "/", ":", ":", "@", ".", "_", "__", "-", "5000", "latest", "v1.2-rc_1", "sha256:" + hex64, "sha512:" + hex64 + hex64,
+		"sha256:" + strings.ToUpper(hex64), "md5:" + hex64[:32], hex64, strings.Repeat("a", 125), " ", "é", "\x00", "\n"}
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 10000 {
+		var in strings.Builder
+		for range random.IntN(8) {
+			in.WriteString(parts[random.IntN(len(parts))])
+		}
+		compareReference(t, in.String())
+	}
 }
 
 func TestAuthDecode(t *testing.T) {
