@@ -9,7 +9,6 @@ import (
 	"io"
 	"strconv"
 	"strings"
-	"text/template"
 	"time"
 	"unicode"
 
@@ -18,7 +17,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"k8s.io/apimachinery/pkg/api/resource"
-	"k8s.io/client-go/util/jsonpath"
+	numbers "k8s.io/apimachinery/pkg/util/json"
 	"sigs.k8s.io/yaml"
 )
 
@@ -70,26 +69,6 @@ func (c *CLI) Wide(cells ...string) []string {
 	return nil
 }
 
-// newTemplate returns a function that writes a value with the template of a format.
-func newTemplate(format string) (func(io.Writer, any) error, error) {
-	name, text, _ := strings.Cut(format, "=")
-	if name == formatTemplate {
-		t, err := template.New("template").Parse(text)
-		if err != nil {
-			return nil, err
-		}
-		return t.Execute, nil
-	}
-	if !strings.Contains(text, "{") { // kubectl accepts this, too
-		text = "{." + strings.TrimPrefix(text, ".") + "}"
-	}
-	path := jsonpath.New("template").AllowMissingKeys(true)
-	if err := path.Parse(text); err != nil {
-		return nil, err
-	}
-	return path.Execute, nil
-}
-
 // Print writes v in the requested format, or calls table.
 func (c *CLI) Print(v any, table func() error) error {
 	if c.Tabular() {
@@ -133,8 +112,7 @@ func byTemplate(out *bytes.Buffer, format string, raw []byte) error {
 		return err
 	}
 	var v any
-	in := json.NewDecoder(bytes.NewReader(raw))
-	if err := in.Decode(&v); err != nil {
+	if err := numbers.Unmarshal(raw, &v); err != nil { // as encoding/json, but 1000000 is not 1e+06
 		return err
 	}
 	if err := write(out, v); err != nil {
