@@ -251,9 +251,6 @@ func (b box) in(ctx context.Context, from, to string, owner bool) error {
 		return err
 	}
 	if !isDir {
-		if name == "." {
-			return fmt.Errorf("%s:%s is not a directory", b.name, to)
-		}
 		if strings.HasSuffix(to, "/") && !info.IsDir() {
 			return notADirectory(b.name + ":" + to)
 		}
