@@ -117,6 +117,16 @@ func TestExitCodesOfUsageAndReach(t *testing.T) {
 		{"ps --state SANDBOX_READY", 2, "expected created, running"},
 		{"exec web -it", 2, "which command?"},
 		{"exec web -c", 2, "-c (--container) needs a value, CONTAINER"},
+		{"inspect ''", 2, "argument 1 is empty: is a variable not set?"},
+		{"rmi busybox ''", 2, "argument 2 is empty"},
+		{"tag busybox ''", 2, "argument 2 is empty"},
+		{"cp web:/x ''", 2, "argument 2 is empty"},
+		{"exec '' true", 2, "argument 1 is empty"},
+		{"-r " + none + " exec web printf ''", 4, "cannot reach"}, // an argument of the command
+		{"ps -q --pod ''", 2, "--pod is empty: is a variable not set?"},
+		{"images --name ''", 2, "--name is empty"},
+		{"events -p ''", 2, "--pod is empty"},
+		{"ps -o go-template={{.x", 2, "-o go-template={{.x: unclosed action\n"},
 		{"--version", 0, ""},
 		{"-r tcp://127.0.0.1:1 pods", 2, "TCP is not supported"},
 		{"-t -5s pods", 2, "negative"},
@@ -136,7 +146,7 @@ func TestExitCodesOfUsageAndReach(t *testing.T) {
 	} {
 		t.Run(tt.args, func(t *testing.T) {
 			c, _, errs := clitest.New(config)
-			if code := c.Main(context.Background(), root(c), strings.Fields(tt.args)); code != tt.code {
+			if code := c.Main(context.Background(), root(c), words(tt.args)); code != tt.code {
 				t.Errorf("exit code %d, want %d", code, tt.code)
 			}
 			if !strings.Contains(errs.String(), tt.says) || tt.code == 0 && errs.Len() > 0 {
@@ -144,6 +154,15 @@ func TestExitCodesOfUsageAndReach(t *testing.T) {
 			}
 		})
 	}
+}
+
+// words splits a command line at spaces, where ” is an empty word.
+func words(line string) []string {
+	out := strings.Fields(line)
+	for i, w := range out {
+		out[i] = strings.ReplaceAll(w, "''", "")
+	}
+	return out
 }
 
 func emptyFile(t *testing.T) string {

@@ -35,7 +35,10 @@ func (o *ListOptions) ListFlags(cmd *cobra.Command, orders ...string) {
 		if !slices.Contains(orders, o.Sort) {
 			return Usagef("--sort %q: expected %s", o.Sort, strings.Join(orders, ", "))
 		}
-		var err error
+		err := NoEmptyFlags(cmd)
+		if err != nil {
+			return err
+		}
 		if o.Pattern, err = regexp.Compile(o.Name); err != nil {
 			return Usagef("--name %q: not a regular expression: %s", o.Name,
 				strings.TrimPrefix(err.Error(), "error parsing regexp: "))

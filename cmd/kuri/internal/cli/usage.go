@@ -18,7 +18,8 @@ import (
 // Many is the maximum of RangeArgs for a command with any number of arguments.
 const Many = math.MaxInt
 
-// RangeArgs checks the number of a command's arguments.
+// RangeArgs checks the number of a command's arguments. None of them may be empty, except those beyond least of
+// a command with any number of arguments: they may be those of a command in a container.
 func RangeArgs(least, most int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		switch {
@@ -28,9 +29,42 @@ func RangeArgs(least, most int) cobra.PositionalArgs {
 			return fmt.Errorf("missing argument after %q: %s", args[len(args)-1], cmd.UseLine())
 		case len(args) > most:
 			return fmt.Errorf("unexpected argument %q: %s", args[most], cmd.UseLine())
+		case most == Many:
+			args = args[:least]
 		}
-		return nil
+		return noEmpty(args)
 	}
+}
+
+// SomeNames checks the arguments of a command that takes at least so many names.
+func SomeNames(least int) cobra.PositionalArgs {
+	count := RangeArgs(least, Many)
+	return func(cmd *cobra.Command, args []string) error {
+		if err := count(cmd, args); err != nil {
+			return err
+		}
+		return noEmpty(args)
+	}
+}
+
+// noEmpty returns an error for an empty argument: usually a variable of a script is not set.
+func noEmpty(args []string) error {
+	if i := slices.Index(args, ""); i >= 0 {
+		return fmt.Errorf("argument %d is empty: is a variable not set?", i+1)
+	}
+	return nil
+}
+
+// NoEmptyFlags returns an error for a text flag of cmd that was given an empty value. As a filter it would
+// select everything.
+func NoEmptyFlags(cmd *cobra.Command) error {
+	var err error
+	cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+		if f.Changed && f.Value.Type() == "string" && f.Value.String() == "" {
+			err = Usagef("--%s is empty: is a variable not set?", f.Name)
+		}
+	})
+	return err
 }
 
 // NoArgs checks that a command has no arguments.

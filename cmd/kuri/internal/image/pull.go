@@ -23,7 +23,7 @@ func PullCommand(c *cli.CLI) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "pull IMAGE...",
 		Short:             "Pull images",
-		Args:              cli.RangeArgs(1, cli.Many),
+		Args:              cli.SomeNames(1),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			ctx := cmd.Context()

@@ -25,7 +25,7 @@ func RemoveCommand(c *cli.CLI) *cobra.Command {
 with all its names. An image that a container uses, be it an ended one, is refused unless --force is given.
 
 Only Kuri's own runtime can remove a single name. On other runtimes an image with more names than those given is refused.`,
-		Args:              cli.RangeArgs(1, cli.Many),
+		Args:              cli.SomeNames(1),
 		ValidArgsFunction: c.CompleteImages(cli.AnyNumber),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			ctx := cmd.Context()

@@ -32,7 +32,7 @@ func SaveCommand(c *cli.CLI) *cobra.Command {
 empty directory, a directory. It is a docker-archive too. The image keeps its ID, and kuri load gives it the tags and digests
 that it had: saved by a tag that tag and its digests, by its ID all its names.
 This needs Kuri's own runtime.`,
-		Args:              cli.RangeArgs(1, cli.Many),
+		Args:              cli.SomeNames(1),
 		ValidArgsFunction: c.CompleteImages(cli.AnyNumber),
 		RunE:              func(cmd *cobra.Command, args []string) error { return save(cmd.Context(), c, to, args) },
 	}

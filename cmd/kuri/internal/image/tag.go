@@ -17,7 +17,7 @@ func TagCommand(c *cli.CLI) *cobra.Command {
 own runtime.`,
 		Example: `  kuri tag web:1 registry.example/web:stable
   kuri tag 2f3e4d5c6b7a web:1   an image that has only its id`,
-		Args:              cli.RangeArgs(2, cli.Many),
+		Args:              cli.SomeNames(2),
 		ValidArgsFunction: c.CompleteImages(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()

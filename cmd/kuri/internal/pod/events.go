@@ -33,6 +33,9 @@ the runtime, or after the number of events that --count says; with --follow it w
 		Args:              cli.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cli.NoEmptyFlags(cmd); err != nil {
+				return err
+			}
 			ctx := cmd.Context()
 			rt, err := c.Runtime(ctx)
 			if err != nil {

@@ -31,7 +31,7 @@ What a container wrote to its standard error goes to standard error. The files a
 		Example: `  kuri logs web              all containers of the pod web
   kuri logs -f -n 20 web     the last 20 lines of each, and what follows
   kuri logs -c server web    one of them, as web/server names it too`,
-		Args:              cli.RangeArgs(1, cli.Many),
+		Args:              cli.SomeNames(1),
 		ValidArgsFunction: c.CompleteNames(cli.AnyNumber),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			ctx := cmd.Context()

@@ -22,7 +22,7 @@ func UpdateCommand(c *cli.CLI) *cobra.Command {
 no manifest is changed.`,
 		Example: `  kuri update --memory 256m --cpus 1.5 web
   kuri update --cpu-shares 512 web/server`,
-		Args:              cli.RangeArgs(1, cli.Many),
+		Args:              cli.SomeNames(1),
 		ValidArgsFunction: c.CompleteContainers(cli.AnyNumber),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			limits, err := limitsOf(memory, cpus, shares)

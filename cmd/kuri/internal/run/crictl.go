@@ -147,7 +147,7 @@ func StartCommand(c *cli.CLI) *cobra.Command {
 		Long: `Start containers that have been created and not started yet. The CRI starts a container once: one that has exited is made
 anew, by kuri run or kuri create.`,
 		Example:           `  kuri start web/server`,
-		Args:              cli.RangeArgs(1, cli.Many),
+		Args:              cli.SomeNames(1),
 		ValidArgsFunction: c.CompleteContainers(cli.AnyNumber),
 		RunE: func(cmd *cobra.Command, names []string) error {
 			ctx := cmd.Context()
