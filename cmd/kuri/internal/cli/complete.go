@@ -22,85 +22,100 @@ const AnyNumber = math.MaxInt
 // Completion is the type of cobra's functions that complete an argument.
 type Completion = func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective)
 
-// complete completes the first arguments of a command, at most that many, with the names that list returns.
-func complete(arguments int, list func(context.Context) ([]string, error)) Completion {
+// objects are the names and ids that a completion can offer.
+type objects struct{ names, ids []string }
+
+// with returns the names with a prefix. If there are none it returns the ids with that prefix, short ones if
+// the prefix is not longer.
+func (o objects) with(prefix string) []string {
+	has := func(list []string) []string {
+		return slices.DeleteFunc(list, func(s string) bool { return !strings.HasPrefix(s, prefix) })
+	}
+	if names := has(o.names); len(names) > 0 || prefix == "" {
+		return names
+	}
+	for i, id := range o.ids {
+		o.ids[i] = TrimID(id, len(prefix) > ShortIDLength)
+	}
+	return has(o.ids)
+}
+
+// complete completes the first arguments of a command, at most that many, with the objects that list returns.
+func complete(arguments int, list func(context.Context) (objects, error)) Completion {
 	return func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if len(args) >= arguments {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), completionLimit)
 		defer cancel()
-		names, err := list(ctx)
+		all, err := list(ctx)
 		if err != nil {
 			cobra.CompDebugln(err.Error(), false)
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		names = slices.DeleteFunc(names,
-			func(n string) bool { return !strings.HasPrefix(n, prefix) || slices.Contains(args, n) })
+		names := slices.DeleteFunc(all.with(prefix), func(n string) bool { return slices.Contains(args, n) })
 		return names, cobra.ShellCompDirectiveNoFileComp
 	}
 }
 
 // CompletePods completes the names of pods.
 func (c *CLI) CompletePods(arguments int) Completion {
-	return complete(arguments, func(ctx context.Context) ([]string, error) { return c.names(ctx, true, false) })
+	return complete(arguments, func(ctx context.Context) (objects, error) { return c.names(ctx, true, false) })
 }
 
 // CompleteContainers completes the names of containers.
 func (c *CLI) CompleteContainers(arguments int) Completion {
-	return complete(arguments, func(ctx context.Context) ([]string, error) { return c.names(ctx, false, true) })
+	return complete(arguments, func(ctx context.Context) (objects, error) { return c.names(ctx, false, true) })
 }
 
 // CompleteNames completes the names of pods and of containers.
 func (c *CLI) CompleteNames(arguments int) Completion {
-	return complete(arguments, func(ctx context.Context) ([]string, error) { return c.names(ctx, true, true) })
+	return complete(arguments, func(ctx context.Context) (objects, error) { return c.names(ctx, true, true) })
 }
 
-// names returns the names of pods, of containers, or of both.
-func (c *CLI) names(ctx context.Context, pods, containers bool) ([]string, error) {
+// names returns the names and ids of pods, of containers, or of both.
+func (c *CLI) names(ctx context.Context, pods, containers bool) (out objects, err error) {
 	rt, err := c.Runtime(ctx)
 	if err != nil {
-		return nil, err
+		return out, err
 	}
 	defer rt.Close()
 	have, err := TakeInventory(ctx, rt)
 	if err != nil {
-		return nil, err
+		return out, err
 	}
-	var names []string
 	for _, p := range have.Pods {
 		if pods {
-			names = append(names, PodName(p))
+			out.names, out.ids = append(out.names, PodName(p)), append(out.ids, p.Id)
 		}
 		if containers {
 			for _, ct := range have.ContainersIn(p, have.Containers) {
-				names = append(names, PodName(p)+"/"+ct.GetMetadata().GetName())
+				out.names, out.ids = append(out.names, PodName(p)+"/"+ct.GetMetadata().GetName()), append(out.ids, ct.Id)
 			}
 		}
 	}
-	return names, nil
+	return out, nil
 }
 
 // CompleteImages completes the names of present images.
 func (c *CLI) CompleteImages(arguments int) Completion {
-	return complete(arguments, func(ctx context.Context) ([]string, error) {
+	return complete(arguments, func(ctx context.Context) (objects, error) {
 		img, err := c.Images(ctx)
 		if err != nil {
-			return nil, err
+			return objects{}, err
 		}
 		defer img.Close()
 		return imageNames(ctx, img)
 	})
 }
 
-func imageNames(ctx context.Context, img *client.Images) ([]string, error) {
+func imageNames(ctx context.Context, img *client.Images) (out objects, err error) {
 	list, err := img.ListImages(ctx, &runtimeapi.ListImagesRequest{})
 	if err != nil {
-		return nil, err
+		return out, err
 	}
-	var names []string
 	for _, i := range list.Images {
-		names = append(names, i.RepoTags...)
+		out.names, out.ids = append(out.names, i.RepoTags...), append(out.ids, TrimID(i.Id, false))
 	}
-	return names, nil
+	return out, nil
 }

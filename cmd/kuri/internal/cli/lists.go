@@ -26,7 +26,7 @@ func (o *ListOptions) ListFlags(cmd *cobra.Command, orders ...string) {
 	f := cmd.Flags()
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "print ids only, in full")
 	f.BoolVar(&o.Full, "no-trunc", false, "print ids in full")
-	f.BoolVar(&o.watch, "watch", false, "go on, and print what changes, until interrupted")
+	f.BoolVarP(&o.watch, "watch", "w", false, "go on, and print what changes, until interrupted")
 	f.StringVar(&o.Name, "name", "", "only those whose name has a match of this `REGEXP`")
 	f.StringVar(&o.Sort, "sort", orders[0], "`ORDER`: "+strings.Join(orders, ", "))
 	_ = cmd.RegisterFlagCompletionFunc("sort", cobra.FixedCompletions(orders, cobra.ShellCompDirectiveNoFileComp))

@@ -62,6 +62,7 @@ the runtime, or after the number of events that --count says; with --follow it w
 	cmd.Flags().IntVarP(&count, "count", "n", 0, "end after this many events")
 	cmd.Flags().BoolVar(&full, "no-trunc", false, "print ids in full")
 	cmd.Flags().StringVarP(&pod, "pod", "p", "", "only of pods with this name, namespace/name, or beginning of an id")
+	_ = cmd.RegisterFlagCompletionFunc("pod", c.CompletePods(cli.AnyNumber))
 	c.FormatFlag(cmd)
 	c.EndWithReader(cmd, func() bool { return true })
 	return cmd

@@ -51,6 +51,7 @@ func ContainersCommand(c *cli.CLI) *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&f.all, "all", "a", false, "list containers that do not run, too")
 	cmd.Flags().StringVarP(&f.pod, "pod", "p", "", "only the containers of this `POD`")
+	_ = cmd.RegisterFlagCompletionFunc("pod", c.CompletePods(cli.AnyNumber))
 	cmd.Flags().StringVar(&f.image, "image", "",
 		"only those of this `IMAGE`, by a part of its name or the beginning of its id")
 	cmd.Flags().StringToStringVarP(&f.labels, "label", "l", nil, "only those with these labels, `KEY=VALUE`")

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -47,6 +48,9 @@ func StatsCommand(c *cli.CLI) *cobra.Command {
 			before, _, err := sample(ctx, c, rt, names)
 			if err != nil {
 				return err
+			}
+			if len(before) == 0 && len(names) > 0 {
+				fmt.Fprintf(c.Err, "kuri: no container of %s is running\n", cli.Printable(strings.Join(names, ", ")))
 			}
 			for {
 				if !c.Tabular() {
