@@ -198,8 +198,9 @@ func request(id string, spec *specs.Spec, config *configs.Config, entries []stri
 	}
 	m.u32(uint32(len(p.User.AdditionalGids)))
 	m.u32(p.User.AdditionalGids...)
-	m.u32(uint32(len(p.Rlimits)))
-	for _, l := range p.Rlimits {
+	limits := limitsOf(p)
+	m.u32(uint32(len(limits)))
+	for _, l := range limits {
 		number, ok := rlimits[l.Type]
 		if !ok {
 			return nil, environ{}, fault.New(fault.Invalid, "unknown resource limit %q", l.Type)

@@ -74,8 +74,9 @@ func testRequest(t testing.TB) []byte {
 	spec := &specs.Spec{
 		Process: &specs.Process{
 			Args: []string{"/bin/sh", "-c", "true"}, Env: []string{"PATH=/bin", "A=1", "A=2"}, Cwd: "/work", Capabilities: caps,
-			User:    specs.User{UID: 1000, GID: 1001, AdditionalGids: []uint32{7, 8}, Umask: &umask},
-			Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 100, Hard: 200}}, NoNewPrivileges: true,
+			User:            specs.User{UID: 1000, GID: 1001, AdditionalGids: []uint32{7, 8}, Umask: &umask},
+			Rlimits:         []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 100, Hard: 200}, {Type: "RLIMIT_MEMLOCK", Soft: 300, Hard: 400}},
+			NoNewPrivileges: true,
 		},
 		Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace},
 			{Type: specs.UserNamespace, Path: "/proc/self/ns/user"}}},
@@ -123,6 +124,7 @@ capabilities 21 1 1 0 0
 group 7
 group 8
 limit 7 100 200
+limit 8 300 400
 cwd [/work] keyring [_ses.x] labels [] [] cgroup [] filter 0
 env: [PATH=/bin] [A=2]
 args: [/bin/sh] [-c] [true]

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
@@ -71,6 +72,23 @@ var rlimits = map[string]int{
 	"RLIMIT_RTTIME": unix.RLIMIT_RTTIME, "RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING, "RLIMIT_STACK": unix.RLIMIT_STACK,
 }
 
+// memlock is RLIMIT_MEMLOCK as this program was started with it.
+var memlock = func() (limit unix.Rlimit) {
+	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit); err != nil {
+		return unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
+	}
+	return limit
+}()
+
+// limitsOf returns the resource limits of p, always with RLIMIT_MEMLOCK: the package cgroups sets it
+// to unlimited for the whole program before it loads the program of a device cgroup (version 2).
+func limitsOf(p *specs.Process) []specs.POSIXRlimit {
+	if slices.ContainsFunc(p.Rlimits, func(l specs.POSIXRlimit) bool { return l.Type == "RLIMIT_MEMLOCK" }) {
+		return p.Rlimits
+	}
+	return append(slices.Clip(p.Rlimits), specs.POSIXRlimit{Type: "RLIMIT_MEMLOCK", Soft: memlock.Cur, Hard: memlock.Max})
+}
+
 // processOf converts p to libcontainer's process.
 func processOf(p *specs.Process) (*libcontainer.Process, error) {
 	lp := &libcontainer.Process{
@@ -96,7 +114,7 @@ func processOf(p *specs.Process) (*libcontainer.Process, error) {
 			Bounding: c.Bounding, Effective: c.Effective, Inheritable: c.Inheritable, Permitted: c.Permitted, Ambient: c.Ambient,
 		}
 	}
-	for _, l := range p.Rlimits {
+	for _, l := range limitsOf(p) {
 		number, ok := rlimits[l.Type]
 		if !ok {
 			return nil, fault.New(fault.Invalid, "unknown resource limit %q", l.Type)
