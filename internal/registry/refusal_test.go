@@ -29,8 +29,9 @@ func TestMissingPartOfAnImage(t *testing.T) {
 	_, config := r.Config(t.Context(), gone, 100)
 	_, blob := r.Blob(t.Context(), gone, 100)
 	for what, err := range map[string]error{"manifests/": manifest, "blobs/": errors.Join(config, blob)} {
-		if !errors.Is(err, fault.NotFound) ||
-			!strings.Contains(err.Error(), what+gone.String()+" of the image is not there") || strings.Contains(err.Error(), "check the name") {
+		says := what + gone.String() + " of the image is not there"
+		if !errors.Is(err, fault.NotFound) || !strings.Contains(err.Error(), says) ||
+			strings.Contains(err.Error(), "check the name") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
