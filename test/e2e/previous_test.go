@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,7 +14,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"google.golang.org/grpc"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -282,4 +287,132 @@ func TestUpgradeFromThePreviousRelease(t *testing.T) {
 		}
 	}
 	d.Settle(t) // from now on there is a holder
+}
+
+// opened is a stream that a client has open to something that echoes.
+type opened struct {
+	keys   io.WriteCloser
+	screen *harness.Screen
+	ended  chan error
+}
+
+// echoes sends a word and waits until it comes back.
+func (o *opened) echoes(t *testing.T, word string) {
+	t.Helper()
+	io.WriteString(o.keys, word+"\n")
+	o.screen.Await(t, word+"\n")
+}
+
+// streams opens an exec, an attachment and a forwarded port with calls over v1alpha2, and uses each.
+func (s *shell) streams(t *testing.T, conn *grpc.ClientConn, cat string, port int32) map[string]*opened {
+	t.Helper()
+	invoke := func(method string, req, resp any) {
+		t.Helper()
+		err := conn.Invoke(t.Context(), "/runtime.v1alpha2.RuntimeService/"+method, req, resp, grpc.WaitForReady(true))
+		if err != nil {
+			t.Fatalf("%s: %v", method, err)
+		}
+	}
+	speak := func(transport, url string) *opened {
+		keyboard, keys := io.Pipe()
+		o := &opened{keys, &harness.Screen{}, make(chan error, 1)}
+		go func() {
+			err := over(transport)(t, url).StreamWithContext(t.Context(),
+				remotecommand.StreamOptions{Stdin: keyboard, Stdout: o.screen})
+			keyboard.Close()
+			o.ended <- err
+		}()
+		return o
+	}
+	var exec runtimeapi.ExecResponse
+	invoke("Exec", &runtimeapi.ExecRequest{ContainerId: cat, Cmd: []string{"cat"}, Stdin: true, Stdout: true}, &exec)
+	var attach runtimeapi.AttachResponse
+	invoke("Attach", &runtimeapi.AttachRequest{ContainerId: cat, Stdin: true, Stdout: true}, &attach)
+	var forward runtimeapi.PortForwardResponse
+	invoke("PortForward", &runtimeapi.PortForwardRequest{PodSandboxId: s.pod, Port: []int32{port}}, &forward)
+	u, err := url.Parse(forward.Url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	local, _ := harness.Transports["SPDY"].Forward(t, &rest.Config{Host: u.Host}, u, port)
+	peer, err := net.Dial("tcp", local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { peer.Close() })
+	forwarded := &opened{peer, &harness.Screen{}, make(chan error, 1)}
+	go func() {
+		_, err := io.Copy(forwarded.screen, peer)
+		forwarded.ended <- err
+	}()
+	all := map[string]*opened{
+		"exec": speak("SPDY", exec.Url), "attach": speak("WebSocket", attach.Url), "port-forward": forwarded,
+	}
+	for what, o := range all {
+		o.echoes(t, what)
+	}
+	return all
+}
+
+// A client of v1alpha2 has streams open during the upgrade from the previous release, whose keeper
+// takes the streams of processes with it. These end, and none hangs. The processes go on, a client
+// that follows a log gets every line, and on its old connection the client opens the same streams
+// again, which a further restart does not end.
+func TestUpgradeFromThePreviousReleaseWithStreams(t *testing.T) {
+	d := harness.Start(t, harness.Options{Bin: previousRelease(t)})
+	s := &shell{Daemon: d, podConfig: harness.Pod("previous"), image: d.PullBusybox(t)}
+	s.pod = d.RunPod(t, s.podConfig)
+	port := harness.EchoIn(t, "/run/netns/kuri-"+s.pod, "127.0.0.1:0")
+	count := d.Run(t, s.pod, harness.Container("count", s.image, "sh", "-c", counting), s.podConfig)
+	config := harness.Container("cat", s.image, "cat")
+	config.Stdin = true
+	cat := d.Run(t, s.pod, config, s.podConfig)
+	pids := map[string]int{count: firstPid(t, d, count), cat: firstPid(t, d, cat)}
+	follow := followLog(t, d, count)
+	conn := dial(t, d.Socket)
+	before := s.streams(t, conn, cat, port)
+
+	d.Bin = "" // the current programs
+	d.Restart(t)
+	for _, what := range []string{"exec", "attach"} {
+		select {
+		case err := <-before[what].ended:
+			t.Logf("%s of the previous release ended with: %v", what, err)
+		case <-time.After(harness.Patient(time.Minute)):
+			t.Errorf("%s hangs", what)
+		}
+	}
+
+	after := s.streams(t, conn, cat, port)
+	d.Restart(t)
+	for what, o := range after {
+		o.echoes(t, what+" again")
+	}
+	after["exec"].keys.Close()
+	if err := <-after["exec"].ended; err != nil {
+		t.Errorf("the exec ended with: %v", err)
+	}
+	var listed runtimeapi.ListContainersResponse
+	err := conn.Invoke(t.Context(), "/runtime.v1alpha2.RuntimeService/ListContainers", &runtimeapi.ListContainersRequest{},
+		&listed, grpc.WaitForReady(true))
+	if err != nil || len(listed.Containers) != 2 {
+		t.Errorf("over v1alpha2: %v, %v", listed.Containers, err)
+	}
+	for _, c := range listed.Containers {
+		if now := firstPid(t, d, c.Id); c.State != runtimeapi.ContainerState_CONTAINER_RUNNING || now != pids[c.Id] {
+			t.Errorf("%s is %s with process %d, was %d", c.Metadata.Name, c.State, now, pids[c.Id])
+		}
+	}
+	follow(counted(t, filepath.Join(s.podConfig.LogDirectory, "count.log")))
+
+	// A port that the previous release forwards ends at the latest when its client leaves.
+	before["port-forward"].keys.Close()
+	select {
+	case err := <-before["port-forward"].ended:
+		t.Logf("port-forward of the previous release ended with: %v", err)
+	case <-time.After(harness.Patient(time.Minute)):
+		t.Error("port-forward hangs")
+	}
+	d.RemovePod(t, s.pod)
+	d.Settle(t)
 }
