@@ -107,6 +107,8 @@ func TestAnExecThatCannotBegin(t *testing.T) {
 			t.Run(name+" "+way, func(t *testing.T) {
 				n.t = t
 				j := n.run(box, "echo up; sleep 1000", change, func(j *job) { j.spec.Process.Cwd = "/work" })
+				// Once it runs again. Later, its exit would be recorded in a new directory of its name.
+				t.Cleanup(func() { n.must(n.Delete(context.Background(), j.Id)) })
 				n.waitOutput(j, "up")
 				n.exec(j, "true") // creates the state that the first exec creates
 				c.hold(j)
