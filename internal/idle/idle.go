@@ -14,18 +14,20 @@ import (
 )
 
 // Trim gives memory back whenever the process has been idle for two periods, until ctx ends. Idle
-// means that it used less than one percent of a CPU. It does nothing unless the process has worked
-// for some time since the last time, so that this costs a process that is always a little busy at
-// most a twentieth of its CPU time.
+// means that it used less than one percent of a CPU. Giving back takes up to 12 ms of CPU time. So
+// it costs a process that is always a little busy at most a twentieth of its CPU time, or 12 ms in
+// every thirty periods. Without work since the last time it does nothing.
 func Trim(ctx context.Context, period time.Duration) {
 	const (
 		calm   = 2
-		enough = 250 * time.Millisecond // CPU time; giving back takes up to 12 ms
+		enough = 250 * time.Millisecond // CPU time
+		seldom = 30                     // periods, after which a little work is enough
+		little = 20 * time.Millisecond  // CPU time: that of a few pods
 	)
 	ticker := time.NewTicker(period)
 	defer ticker.Stop()
 	given, last := -enough, time.Duration(0) // CPU time of the process at the last time, and at the last tick
-	for quiet := 0; ; {
+	for quiet, since := 0, 0; ; since++ {    // since: ticks since the last time
 		select {
 		case <-ctx.Done():
 			return
@@ -38,7 +40,8 @@ func Trim(ctx context.Context, period time.Duration) {
 			quiet = 0
 		}
 		last = now
-		if quiet < calm || now-given < enough {
+		due := now-given >= enough || since >= seldom && now-given >= little
+		if quiet < calm || !due {
 			continue
 		}
 		debug.FreeOSMemory()
@@ -46,7 +49,7 @@ func Trim(ctx context.Context, period time.Duration) {
 			slog.Warn("the program's pages stay mapped while it is idle", "err", err)
 			return
 		}
-		given, last = used(), used()
+		given, last, since = used(), used(), 0
 	}
 }
 
