@@ -2,7 +2,6 @@ package dist
 
 import (
 	"bytes"
-	"debug/elf"
 	"fmt"
 	"os"
 	"os/exec"
@@ -33,25 +32,34 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// build runs scripts/dist for a .deb of an architecture in a directory below dir.
+// build makes a .deb of an architecture in a directory below dir.
 func build(dir, arch, zone string, umask int) (string, error) {
 	out := filepath.Join(dir, arch+"-"+strings.ReplaceAll(zone, "/", "-"))
-	cmd := exec.Command("bash", "-c", fmt.Sprintf(`umask %#o; exec scripts/dist "$1"`, umask), "dist", out)
-	cmd.Dir = harness.Repository()
-	version, err := exec.Command(filepath.Join(cmd.Dir, "bin", "kuri"), "--version").Output()
-	if err != nil {
-		return "", fmt.Errorf("bin/kuri does not tell its version, make all builds it: %w", err)
-	}
-	cmd.Env = append(os.Environ(), "DIST_ONLY=deb", "DIST_ARCH="+arch, "SOURCE_DATE_EPOCH=1796000000", "TZ="+zone,
-		"VERSION="+strings.TrimPrefix(strings.TrimSpace(string(version)), "kuri "))
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("scripts/dist: %w\n%s", err, text)
+	if err := makePackages(out, umask, "DIST_ONLY=deb", "DIST_ARCH="+arch, "TZ="+zone); err != nil {
+		return "", err
 	}
 	debs, err := filepath.Glob(filepath.Join(out, "*.deb"))
 	if err != nil || len(debs) != 1 {
 		return "", fmt.Errorf("scripts/dist made the packages %v: %v", debs, err)
 	}
 	return debs[0], nil
+}
+
+// makePackages runs scripts/dist, with env, for packages in the directory out.
+func makePackages(out string, umask int, env ...string) error {
+	cmd := exec.Command("bash", "-c", fmt.Sprintf(`umask %#o; exec scripts/dist "$1"`, umask), "dist", out)
+	cmd.Dir = harness.Repository()
+	version, err := exec.Command(filepath.Join(cmd.Dir, "bin", "kuri"), "--version").Output()
+	if err != nil {
+		return fmt.Errorf("bin/kuri does not tell its version, make all builds it: %w", err)
+	}
+	cmd.Env = append(os.Environ(), "SOURCE_DATE_EPOCH=1796000000",
+		"VERSION="+strings.TrimPrefix(strings.TrimSpace(string(version)), "kuri "))
+	cmd.Env = append(cmd.Env, env...)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("scripts/dist: %w\n%s", err, text)
+	}
+	return nil
 }
 
 func deb(t *testing.T) string {
@@ -94,56 +102,6 @@ func sameBytes(t *testing.T, first, arch string) {
 	if !bytes.Equal(a, b) || filepath.Base(first) != filepath.Base(second) {
 		t.Errorf("%s has %d bytes, %s has %d, and they differ", first, len(a), second, len(b))
 	}
-}
-
-// The package for arm64 has the same files. Its programs are static ones for that processor, which QEMU runs, and the
-// licences are those of the libraries that are in them.
-func TestArm64(t *testing.T) {
-	bin := filepath.Join(harness.Repository(), "bin-arm64")
-	if _, err := os.Stat(filepath.Join(bin, "kurid")); err != nil {
-		t.Skipf("SKIP: %v (make arm64)", err)
-	}
-	cross, err := exec.Command(filepath.Join(harness.Repository(), "scripts", "cross")).Output()
-	if err != nil {
-		t.Skipf("SKIP: scripts/cross: %v", err)
-	}
-	arm64, err := build(t.TempDir(), "arm64", "UTC", 0o22)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got, want := contents(t, arm64), strings.Split(strings.TrimSpace(files), "\n"); !sameFiles(got, want) {
-		t.Errorf("the package has\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-	}
-	dir := filepath.Join(t.TempDir(), "package")
-	output(t, "dpkg-deb", "--raw-extract", arm64, dir)
-	if control := output(t, "cat", filepath.Join(dir, "DEBIAN", "control")); !strings.Contains(control,
-		"\nArchitecture: arm64\n") {
-		t.Errorf("control is\n%s", control)
-	}
-	for _, name := range []string{"kuri", "kurid", "kuri-keeper", "kuri-holder"} {
-		path := filepath.Join(dir, "usr", "bin", name)
-		program, err := elf.Open(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		interpreted := slices.ContainsFunc(program.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP })
-		if program.Machine != elf.EM_AARCH64 || interpreted {
-			t.Errorf("%s is for %v, with an interpreter: %v", name, program.Machine, interpreted)
-		}
-		program.Close()
-		if said := output(t, filepath.Join(strings.TrimSpace(string(cross)), "exec", "go_linux_arm64_exec"), path,
-			"--version"); !strings.HasPrefix(said, name+" ") {
-			t.Errorf("%s --version says %q", name, said)
-		}
-	}
-	licences := output(t, "gzip", "-dc", filepath.Join(dir, "usr/share/doc/kuri/third-party-licenses.gz"))
-	for _, part := range []string{"github.com/opencontainers/runc ", "libc6-dev-arm64-cross ", "libseccomp-dev ",
-		"musl-dev "} {
-		if !strings.Contains(licences, "\n"+part) {
-			t.Errorf("the licences lack that of %s", part)
-		}
-	}
-	sameBytes(t, arm64, "arm64")
 }
 
 // files is what the package puts on a node, directories that every Debian has aside.
@@ -251,8 +209,9 @@ func TestControl(t *testing.T) {
 		}
 	}
 	for _, shell := range [][2]string{
-		{"bash", "usr/share/bash-completion/completions/kuri"}, {"zsh", "usr/share/zsh/vendor-completions/_kuri"}, {"fish",
-			"usr/share/fish/vendor_completions.d/kuri.fish"},
+		{"bash", "usr/share/bash-completion/completions/kuri"},
+		{"zsh", "usr/share/zsh/vendor-completions/_kuri"},
+		{"fish", "usr/share/fish/vendor_completions.d/kuri.fish"},
 	} {
 		if body := read(shell[1]); len(body) < 1000 {
 			t.Errorf("the completion of %s is %q", shell[0], body)
