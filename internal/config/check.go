@@ -18,8 +18,8 @@ import (
 	"github.com/kuri-cri/kuri/internal/fault"
 )
 
-// scopePrefix matches the part before "-<id>.scope" in a unit's name, of any length. (A bound in a pattern would make its
-// program as long, which kurid compiles at each start.)
+// scopePrefix matches the part before "-<id>.scope" in a unit's name, of any length. (A bound in a
+// pattern would make its program as long, which kurid compiles at each start.)
 var scopePrefix = regexp.MustCompile(`^[A-Za-z]([A-Za-z0-9_-]*[A-Za-z0-9_])?$`)
 
 // Check validates the values. Each error names the key.

@@ -88,7 +88,9 @@ func cgroupID(name string) string {
 }
 
 // containerForm matches the cgroup names of containers, with either driver and any scope prefix.
-var containerForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^(?:.*-)?([0-9a-f]{64})(?:\.scope)?$`) })
+var containerForm = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(?:.*-)?([0-9a-f]{64})(?:\.scope)?$`)
+})
 
 // containerID returns the id in the name of a container's cgroup, or "".
 func containerID(name string) string {

@@ -159,7 +159,9 @@ func whoHas(dev uint64, ino uint64) int {
 }
 
 // uidForm matches the pod uids of kuri run.
-var uidForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`) })
+var uidForm = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+})
 
 // runFilesAge is the maximum time between the creation of the files of a kuri run pod and of the
 // pod, during which images are pulled.

@@ -27,10 +27,11 @@ import (
 	"github.com/kuri-cri/kuri/internal/undo"
 )
 
-// Create creates a container whose process waits for Start. It keeps cfg, which must not change any more. A repeated call for the same container (pod, name and
-// attempt) joins the work in flight, or returns the container that is already created. Error kinds: NotFound (no such
-// pod, image or path), Precondition (the pod is not ready), Exists (a container with another configuration has the
-// name), Invalid and Unimplemented (a field), Exhausted (the disk is full).
+// Create creates a container whose process waits for Start. It keeps cfg, which must not change any more. A repeated
+// call for the same container (pod, name and attempt) joins the work in flight, or returns the container that is
+// already created. Error kinds: NotFound (no such pod, image or path), Precondition (the pod is not ready), Exists (a
+// container with another configuration has the name), Invalid and Unimplemented (a field), Exhausted (the disk is
+// full).
 func (p *Pods) Create(ctx context.Context, sandboxID string, cfg *runtime.ContainerConfig) (*Container, error) {
 	s, err := p.Sandbox(sandboxID)
 	if err != nil {

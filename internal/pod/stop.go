@@ -139,8 +139,8 @@ func (p *Pods) endAll(ctx context.Context, s *Sandbox) error {
 	return errors.Join(errs...)
 }
 
-// delete has the keeper delete an exited container with its cgroup, and ends processes of it that the keeper does not know.
-// Calls at the same time share one run.
+// delete has the keeper delete an exited container with its cgroup, and ends processes of it that the keeper does not
+// know. Calls at the same time share one run.
 func (p *Pods) delete(ctx context.Context, c *Container) error {
 	r := c.Record()
 	_, _, err := p.deletes.Do(ctx, r.ID, func(ctx context.Context) (struct{}, error) {

@@ -23,8 +23,8 @@ type Reference struct {
 // "quay.io/a/b@sha256:…". Without tag and digest the tag is "latest". With both, the tag is
 // dropped. The error is of kind Invalid and quotes s.
 //
-// The grammar is that of github.com/distribution/reference, with which a test compares it. (That package compiles its
-// patterns at each start of kurid, which takes a tenth of the start's CPU time.)
+// The grammar is that of github.com/distribution/reference, with which a test compares it. (That
+// package compiles its patterns at each start of kurid, which takes a tenth of the start's CPU time.)
 func ParseReference(s string) (Reference, error) {
 	ref, err := parseReference(s)
 	if err != nil {
@@ -111,7 +111,8 @@ func isHost(s string) bool {
 	if inside, ok := strings.CutPrefix(s, "["); ok {
 		address, port, ok := strings.Cut(inside, "]")
 		port, colon := strings.CutPrefix(port, ":")
-		return ok && consistsOf(address, hexDigits+"ABCDEF:") && (colon && consistsOf(port, digits) || !colon && port == "")
+		return ok && consistsOf(address, hexDigits+"ABCDEF:") &&
+			(colon && consistsOf(port, digits) || !colon && port == "")
 	}
 	name, port, found := strings.Cut(s, ":")
 	if found && !consistsOf(port, digits) {

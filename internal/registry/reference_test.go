@@ -79,9 +79,10 @@ func compareReference(t *testing.T, in string) {
 
 // References of every form, valid and not, are parsed as by the package that defines them.
 func TestReferencesAreThoseOfDistribution(t *testing.T) {
-	parts := []string{"a", "b1", "A", "localhost", "docker.io", "index.docker.io", "library", "a_b.c", "x-y", "[::1]", "[fe80::1%2]", "[]",
-		"/", "/", "/", ":", ":", "@", ".", "_", "__", "-", "5000", "latest", "v1.2-rc_1", "sha256:" + hex64, "sha512:" + hex64 + hex64,
-		"sha256:" + strings.ToUpper(hex64), "md5:" + hex64[:32], hex64, strings.Repeat("a", 125), " ", "é", "\x00", "\n"}
+	parts := []string{"a", "b1", "A", "localhost", "docker.io", "index.docker.io", "library", "a_b.c", "x-y",
+		"[::1]", "[fe80::1%2]", "[]", "/", "/", "/", ":", ":", "@", ".", "_", "__", "-", "5000", "latest", "v1.2-rc_1",
+		"sha256:" + hex64, "sha512:" + hex64 + hex64, "sha256:" + strings.ToUpper(hex64), "md5:" + hex64[:32], hex64,
+		strings.Repeat("a", 125), " ", "é", "\x00", "\n"}
 	random := rand.New(rand.NewPCG(1, 2))
 	for range 10000 {
 		var in strings.Builder
