@@ -35,14 +35,16 @@ const templateName = "template"
 
 // templatePlace matches the beginning of an error of text/template: `template: NAME:LINE:COLUMN: `, and in an
 // execution `executing "NAME" at <PIPELINE>: `.
-var templatePlace = regexp.MustCompile(`^template: ` + templateName + `:[0-9:]* (?:executing "` + templateName + `" at <(.*?)>: )?`)
+var templatePlace = regexp.MustCompile(
+	`^template: ` + templateName + `:[0-9:]* (?:executing "` + templateName + `" at <(.*?)>: )?`)
 
 // goTerms has JSON's terms for those of Go in errors of templates.
 var goTerms = strings.NewReplacer(
 	"reflect: call of reflect.Value.Type on zero Value", "there is no value",
 	"map[string]interface {}", "an object", "[]interface {}", "a list",
 	"slice/array", "a list", "array or slice", "a list", "untyped nil", "nothing",
-	" in type interface {}", "", "interface {}", "a value", "float64", "a number", "type string", "a text", "type int", "a number",
+	" in type interface {}", "", "interface {}", "a value",
+	"float64", "a number", "type string", "a text", "type int", "a number",
 )
 
 // templateError rewrites an error of a template in the terms of JSON. It names the part of the template that

@@ -54,7 +54,8 @@ func (p *Pod) profileAnnotations() (warnings, problems []string) {
 	for _, key := range slices.Sorted(maps.Keys(p.api.Annotations)) {
 		at, value := "metadata.annotations["+key+"]", p.api.Annotations[key]
 		if key == corev1.SeccompPodAnnotationKey || strings.HasPrefix(key, corev1.SeccompContainerAnnotationKeyPrefix) {
-			warnings = append(warnings, at+" is ignored, as in Kubernetes since 1.27: use securityContext.seccompProfile")
+			warnings = append(warnings,
+				at+" is ignored, as in Kubernetes since 1.27: use securityContext.seccompProfile")
 			continue
 		}
 		name, ok := strings.CutPrefix(key, corev1.DeprecatedAppArmorBetaContainerAnnotationKeyPrefix)
@@ -62,7 +63,8 @@ func (p *Pod) profileAnnotations() (warnings, problems []string) {
 			continue
 		}
 		if appArmorOf(value) == nil {
-			problems = append(problems, fmt.Sprintf("%s: %q: expected runtime/default, unconfined or localhost/PROFILE", at, value))
+			problems = append(problems,
+				fmt.Sprintf("%s: %q: expected runtime/default, unconfined or localhost/PROFILE", at, value))
 		}
 		if !slices.ContainsFunc(containers(&p.api), func(c *corev1.Container) bool { return c.Name == name }) {
 			problems = append(problems, fmt.Sprintf("%s: the pod has no container %q", at, name))

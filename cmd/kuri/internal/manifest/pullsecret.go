@@ -31,7 +31,8 @@ func (p *Pod) pullSecrets() (warnings, problems []string) {
 		case corev1.SecretTypeDockercfg:
 			err = addSecret(secret, corev1.DockerConfigKey, p.keyring.AddOldConfig)
 		default:
-			warnings = append(warnings, fmt.Sprintf("%s is ignored: the Secret %q has no type %s or %s", at, ref.Name, corev1.SecretTypeDockerConfigJson, corev1.SecretTypeDockercfg))
+			warnings = append(warnings, fmt.Sprintf("%s is ignored: the Secret %q has no type %s or %s",
+				at, ref.Name, corev1.SecretTypeDockerConfigJson, corev1.SecretTypeDockercfg))
 		}
 		if err != nil {
 			problems = append(problems, fmt.Sprintf("%s: the Secret %q: %v", at, ref.Name, err))

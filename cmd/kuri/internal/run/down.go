@@ -108,7 +108,8 @@ func down(ctx context.Context, c *cli.CLI, path string, o *downOptions) error {
 func generated(have *cli.Inventory, r manifest.Ref) error {
 	var names []string
 	for _, p := range have.Pods {
-		if m := p.GetMetadata(); m.GetNamespace() == r.Namespace && strings.HasPrefix(m.GetName(), r.GenerateName) && manifest.ByRun(p.Annotations) {
+		if m := p.GetMetadata(); m.GetNamespace() == r.Namespace && strings.HasPrefix(m.GetName(), r.GenerateName) &&
+			manifest.ByRun(p.Annotations) {
 			names = append(names, m.GetName())
 		}
 	}
@@ -116,7 +117,8 @@ func generated(have *cli.Inventory, r manifest.Ref) error {
 		return cli.NotFound("there is no pod %s/%s…, a name that kuri run generates", r.Namespace, r.GenerateName)
 	}
 	slices.Sort(names)
-	return fmt.Errorf("each kuri run of the file generates a name %s…: give the pod's with --name (there is %s)", r.GenerateName, strings.Join(names, ", "))
+	return fmt.Errorf("each kuri run of the file generates a name %s…: give the pod's with --name (there is %s)",
+		r.GenerateName, strings.Join(names, ", "))
 }
 
 func downPod(ctx context.Context, c *cli.CLI, rt *client.Runtime, have *cli.Inventory, p *runtimeapi.PodSandbox, grace int64) error {

@@ -81,7 +81,10 @@ func (r *run) pull(ctx context.Context, p *runningPod, name string) error {
 	}
 	var errs []error
 	for _, auth := range auths {
-		req := &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: name, RuntimeHandler: p.Handler()}, SandboxConfig: p.Sandbox(p.facts), Auth: auth}
+		req := &runtimeapi.PullImageRequest{
+			Image:         &runtimeapi.ImageSpec{Image: name, RuntimeHandler: p.Handler()},
+			SandboxConfig: p.Sandbox(p.facts), Auth: auth,
+		}
 		_, err := image.Pull(ctx, r.CLI, r.img, req)
 		if err == nil || ctx.Err() != nil {
 			return err
