@@ -14,13 +14,17 @@ import (
 	"github.com/kuri-cri/kuri/internal/stream"
 )
 
-// execLimit is the CRI's limit for each of stdout and stderr of an ExecSync: 16 MiB.
+// execLimit is the CRI's limit for the answer to an ExecSync: 16 MiB. A kubelet receives no larger
+// message. While the command runs, each of its streams is kept up to this limit.
 const execLimit = 16 << 20
+
+// answerLimit bounds stdout and stderr together, in bytes. The rest of execLimit is for the encoding.
+const answerLimit = execLimit - 1<<10
 
 // Output is the output and exit code of a command. Each piece must be freed: the memory of all outputs together is
 // bounded.
 type Output struct {
-	Stdout, Stderr []*Piece // at most 16 MiB each, the rest was dropped
+	Stdout, Stderr []*Piece // at most answerLimit together, the rest was dropped
 	Code           int32
 }
 
@@ -70,6 +74,7 @@ func (p *Pods) ExecSync(ctx context.Context, id string, cmd []string, timeout ti
 	if err != nil {
 		return nil, fmt.Errorf("exec in %s: %w", r.name(), err)
 	}
+	out.fit()
 	return &Output{out.stdout.pieces, out.stderr.pieces, code}, nil
 }
 

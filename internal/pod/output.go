@@ -231,6 +231,29 @@ func (o *outputs) rest() {
 	})
 }
 
+// fit cuts the ends of the streams so that both together have at most answerLimit bytes. Each may
+// have at least half.
+func (out *output) fit() {
+	stdout, stderr := execLimit-out.stdout.left, execLimit-out.stderr.left
+	out.stdout.cut(max(answerLimit-stderr, answerLimit/2))
+	out.stderr.cut(max(answerLimit-stdout, answerLimit/2))
+}
+
+// cut frees everything after the first keep bytes.
+func (k *streamHead) cut(keep int) {
+	for i, p := range k.pieces {
+		if keep == 0 {
+			for _, rest := range k.pieces[i:] {
+				rest.Free()
+			}
+			k.pieces = k.pieces[:i]
+			return
+		}
+		p.Bytes = p.Bytes[:min(len(p.Bytes), keep)]
+		keep -= len(p.Bytes)
+	}
+}
+
 // discard frees all pieces, because no one will read them.
 func (out *output) discard() {
 	for _, k := range []*streamHead{&out.stdout, &out.stderr} {

@@ -46,6 +46,45 @@ func TestAnOutputIsKeptUpToItsLimit(t *testing.T) {
 	}
 }
 
+// An answer of both streams fits into the message that a kubelet receives, and a short stream is
+// kept whole.
+func TestAnAnswerIsKeptUpToItsLimit(t *testing.T) {
+	for _, test := range []struct{ stdout, stderr, keepsOut, keepsErr int }{
+		{0, 0, 0, 0},
+		{5, 7, 5, 7},
+		{execLimit, 0, answerLimit, 0},
+		{0, execLimit + 1, 0, answerLimit},
+		{execLimit, 100, answerLimit - 100, 100},
+		{100, execLimit, 100, answerLimit - 100},
+		{execLimit, execLimit, answerLimit / 2, answerLimit / 2},
+		{answerLimit - 5, 5, answerLimit - 5, 5},
+	} {
+		var all outputs
+		out := all.begin(t.Context())
+		want := []byte("0123456789abcdef")
+		for k, size := range map[*streamHead]int{&out.stdout: test.stdout, &out.stderr: test.stderr} {
+			if _, err := k.Write(bytes.Repeat(want, size/16+1)[:size]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out.end()
+		out.fit()
+		stdout, stderr := joined(out.stdout.pieces), joined(out.stderr.pieces)
+		if len(stdout) != test.keepsOut || len(stderr) != test.keepsErr {
+			t.Errorf("%+v: %d and %d bytes are kept", test, len(stdout), len(stderr))
+		}
+		if !bytes.Equal(stdout, bytes.Repeat(want, execLimit/16)[:len(stdout)]) {
+			t.Errorf("%+v: it is not the beginning that is kept", test)
+		}
+		if all.used > len(stdout)+len(stderr)+2*laterPiece {
+			t.Errorf("%+v: %d bytes are in use", test, all.used)
+		}
+		if out.discard(); all.used != 0 {
+			t.Errorf("%+v: %d bytes are in use after all", test, all.used)
+		}
+	}
+}
+
 // Thirty commands that each print up to the limit on both streams finish within the bound.
 func TestOutputsShareOneMemory(t *testing.T) {
 	var all outputs

@@ -27,8 +27,7 @@ import (
 )
 
 // Bounds of messages, in bytes. A pod's whole description is a few MiB at most, for that is what the API server stores.
-// Kubelets take answers of up to 16 MiB; an ExecSync may carry twice that in its two streams, and a client that wants it
-// all says so.
+// Kubelets take answers of up to 16 MiB; a client that wants a longer list says so.
 const (
 	maxRequest = 16 << 20
 	maxAnswer  = 64 << 20

@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -143,14 +142,15 @@ func TestExec(t *testing.T) {
 		}
 	})
 	t.Run("more output than is answered with", func(t *testing.T) {
+		// The client receives 16 MiB, as a kubelet does.
 		resp, err := s.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
 			ContainerId: id, Timeout: 60, Cmd: []string{"sh", "-c", "head -c 20000000 /dev/zero; echo done >&2"},
-		}, grpc.MaxCallRecvMsgSize(64<<20))
+		})
 		if err != nil || string(resp.Stderr) != "done\n" || resp.ExitCode != 0 {
 			t.Fatalf("exec gives %d bytes, %q, %v", len(resp.GetStdout()), resp.GetStderr(), err)
 		}
-		if n := len(resp.Stdout); n != 16<<20 {
-			t.Errorf("%d bytes come back, want the first 16 MiB", n)
+		if n := len(resp.Stdout); n > 16<<20 || n < 16<<20-2<<10 {
+			t.Errorf("%d bytes come back, want nearly 16 MiB", n)
 		}
 	})
 	t.Run("many at once", func(t *testing.T) {
