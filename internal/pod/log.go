@@ -1,7 +1,7 @@
 package pod
 
 import (
-	"fmt"
+	"cmp"
 	"os"
 	"path/filepath"
 
@@ -11,7 +11,7 @@ import (
 // makeLogDir creates the directory of a container's log, which is below the pod's log directory. log is "" for no log.
 // The error is of kind Invalid if the pod's log directory, or one below it, is a symlink. A pod that mounts the node's
 // log directory can create such a link. (The keeper opens the log and follows no link either, in case one is created
-// meanwhile.)
+// meanwhile.) If the directory cannot be created, the error is of the errno's kind, else Precondition.
 func makeLogDir(logDirectory, log string) error {
 	if log == "" {
 		return nil
@@ -25,7 +25,7 @@ func makeLogDir(logDirectory, log string) error {
 		}
 	}
 	if err := os.MkdirAll(filepath.Dir(log), 0o755); err != nil {
-		return fmt.Errorf("make the log's directory: %w", err)
+		return fault.New(cmp.Or(fault.OfErrno(err), fault.Precondition), "make the log's directory: %w", err)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package spec
 
 import (
 	"path/filepath"
+	"strings"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -14,7 +15,7 @@ func LogPath(pod *runtime.PodSandboxConfig, ctr *runtime.ContainerConfig) (strin
 	if dir == "" || name == "" {
 		return "", nil
 	}
-	if !filepath.IsLocal(name) || filepath.Clean(name) == "." {
+	if !filepath.IsLocal(name) || strings.ContainsRune(name, 0) || filepath.Clean(name) == "." {
 		return "", invalid("log_path", "%q does not name a file below the pod's log_directory %s", name, dir)
 	}
 	return filepath.Join(dir, name), nil

@@ -24,7 +24,7 @@ func CheckSandbox(cfg *runtime.PodSandboxConfig, node Node) error {
 	if err := checkHostname(cfg.GetHostname()); err != nil {
 		return err
 	}
-	if dir := cfg.GetLogDirectory(); dir != "" && !filepath.IsAbs(dir) {
+	if dir := cfg.GetLogDirectory(); dir != "" && (!filepath.IsAbs(dir) || strings.ContainsRune(dir, 0)) {
 		return invalid("log_directory", "%q is not an absolute path", dir)
 	}
 	if err := checkDNS(cfg.GetDnsConfig()); err != nil {

@@ -43,6 +43,7 @@ func sandboxRefusals() []sandboxRefusal {
 		{"hostname", fault.Invalid, func(p *pod) { p.Hostname = "a\nb" }},
 		{"hostname", fault.Invalid, func(p *pod) { p.Hostname = "a\x00" }},
 		{"log_directory", fault.Invalid, func(p *pod) { p.LogDirectory = "logs" }},
+		{"log_directory", fault.Invalid, func(p *pod) { p.LogDirectory = "/logs\x00" }},
 		{"dns_config.servers", fault.Invalid, dns(&runtime.DNSConfig{Servers: []string{"1.1.1.1\nsearch evil"}})},
 		{"dns_config.servers", fault.Invalid, dns(&runtime.DNSConfig{Servers: slices.Repeat([]string{"::1"}, 17)})},
 		{"dns_config.searches", fault.Invalid, dns(&runtime.DNSConfig{Searches: []string{"a b"}})},
@@ -274,6 +275,7 @@ func TestLogPath(t *testing.T) {
 		{"/logs", "/etc/passwd", "", true},
 		{"/logs", "a/../../b", "", true},
 		{"/logs", "a/..", "", true},
+		{"/logs", "a\x00b", "", true},
 	} {
 		got, err := LogPath(&runtime.PodSandboxConfig{LogDirectory: c.dir}, &runtime.ContainerConfig{LogPath: c.name})
 		if got != c.want || (err != nil) != c.bad {
