@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -22,15 +23,24 @@ var ofNode = []unix.Errno{unix.EMFILE, unix.ENFILE, unix.ENOSPC, unix.EDQUOT, un
 // node's or the kernel has refused a limit.
 func classifyCreate(err error) error { return fault.As(fault.Unstartable, classify(err)) }
 
+// ofLimit are the errors of a limit that the kernel refuses because of its value, or because the
+// pod's cgroup does not permit it. The cgroup library checks CPU shares itself.
+var ofLimit = []string{
+	unix.EINVAL.Error(), unix.ERANGE.Error(), unix.EOVERFLOW.Error(), unix.EACCES.Error(), "allowed cpu-shares",
+}
+
 // classify gives an error its kind if that is certain: that of its errno for the node's (no
-// descriptors, full disk), Precondition if the kernel has refused a limit. The container's init and
-// libcontainer report errors as text.
+// descriptors, full disk), Unstartable if the kernel has refused a limit, Precondition if a limit
+// could not be set for another reason. The container's init and libcontainer report errors as text.
 func classify(err error) error {
 	text := strings.ToLower(err.Error()) // C and Go differ in the case of errno texts
 	switch {
 	case strings.Contains(text, "unable to set memory limit"): // lower than a start needs
 		return err
 	case strings.Contains(text, "setting cgroup config"), strings.Contains(text, "apply cgroup configuration: failed to write"):
+		if slices.ContainsFunc(ofLimit, func(sign string) bool { return strings.Contains(text, sign) }) {
+			return fault.New(fault.Unstartable, "the kernel refuses a limit: %w", err)
+		}
 		return fault.As(fault.Precondition, err)
 	case strings.Contains(text, unix.EAGAIN.Error()): // of fork(2)
 		return fault.New(fault.Exhausted, "%w (a limit of processes: of the pod's cgroup, of the keeper's, or kernel.pid_max)", err)

@@ -55,7 +55,7 @@ func environment(entries []string) (env []string, hasHome bool, err error) {
 		}
 		key, value, ok := strings.Cut(entry, "=")
 		if !ok || key == "" || strings.Contains(entry, "\x00") {
-			return nil, false, fault.New(fault.Invalid, "environment entry %q is not NAME=value", entry)
+			return nil, false, fault.New(fault.Unstartable, "environment entry %q is not NAME=value", entry)
 		}
 		if seen[key] {
 			continue

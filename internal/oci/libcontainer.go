@@ -70,6 +70,9 @@ func (l *Libcontainer) create(ctx context.Context, id string, spec *specs.Spec, 
 // directory to the bundle.
 func (l *Libcontainer) configure(ctx context.Context, id, bundle string, spec *specs.Spec, systemdCgroup bool) (*configs.Config, error) {
 	step.Enter(ctx, "config")
+	if err := startable(spec.Process); err != nil {
+		return nil, err
+	}
 	// By the specification the bundle is the working directory; libcontainer relies on that.
 	if err := unix.Chdir(bundle); err != nil {
 		return nil, fmt.Errorf("enter bundle %s: %w", bundle, err)
@@ -87,7 +90,7 @@ func (l *Libcontainer) configure(ctx context.Context, id, bundle string, spec *s
 		config.Seccomp, err = l.profiles.convert(spec.Linux.Seccomp)
 	}
 	if err != nil {
-		return nil, fault.As(fault.Invalid, fmt.Errorf("configuration of container %s: %w", id, err))
+		return nil, fault.As(fault.Unstartable, fmt.Errorf("configuration of container %s: %w", id, err))
 	}
 	if user != "" {
 		config.Namespaces.Add(configs.NEWUSER, user)

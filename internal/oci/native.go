@@ -356,8 +356,11 @@ func (n *native) classify(spec *specs.Spec, err error) error {
 	if !errors.As(err, &failed) {
 		return err
 	}
-	if kind := fault.OfErrno(failed.errno); kind != "" {
-		return fault.New(kind, "%w%s", err, fault.Hint(failed.errno))
+	switch kind := fault.OfErrno(failed.errno); {
+	case failed.errno == unix.EROFS:
+		return n.readOnly(failed)
+	case kind != "":
+		return fault.As(kind, err)
 	}
 	program := spec.Process.Args[0]
 	switch {
@@ -377,6 +380,18 @@ func (n *native) classify(spec *specs.Spec, err error) error {
 		err = fmt.Errorf("exec: %q: %w", program, failed.errno)
 	}
 	return fault.As(fault.Unstartable, err)
+}
+
+// readOnly returns the error for a file or mount point that cannot be made in one of the container's
+// own mounts. (The kernel mounts no writable layer on a failed device, so the node's disk is not the
+// cause.) The errno is text only: as an error it would mean the node.
+func (n *native) readOnly(failed *startError) error {
+	if failed.step != stepMount && failed.step != stepIDMap || int(failed.detail) >= len(n.list) {
+		return fault.New(fault.Unstartable, "%v, in a read-only mount of the container", failed)
+	}
+	m := n.list[failed.detail]
+	return fault.New(fault.Unstartable, "mount %s at %s: %v: the mount point is missing in a read-only mount of the "+
+		"container; make it in that volume, or mount the volume writable", m.Source, m.Destination, failed.errno)
 }
 
 // ask sends the request's descriptors, in the order in which arrange_container takes them.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
@@ -56,12 +57,25 @@ func readSpec(bundle string, decode func([]byte) (*specs.LinuxSeccomp, error)) (
 		return nil, fault.New(fault.Invalid, "%s: root.path is not an absolute path", path)
 	case spec.Process == nil || len(spec.Process.Args) == 0:
 		return nil, fault.New(fault.Invalid, "%s: process.args is empty", path)
-	case !filepath.IsAbs(spec.Process.Cwd):
-		return nil, fault.New(fault.Invalid, "%s: process.cwd %q is not an absolute path", path, spec.Process.Cwd)
 	case spec.Linux == nil:
 		return nil, fault.New(fault.Invalid, "%s: linux is missing", path)
 	}
 	return spec, nil
+}
+
+// startable returns an error of kind Unstartable if no kernel can start a process with these
+// arguments in this working directory.
+func startable(p *specs.Process) error {
+	hasNUL := func(s string) bool { return strings.ContainsRune(s, 0) }
+	switch {
+	case p.Args[0] == "":
+		return fault.New(fault.Unstartable, "exec: the name of the program is empty")
+	case slices.ContainsFunc(p.Args, hasNUL):
+		return fault.New(fault.Unstartable, "exec: %.100q contains a NUL byte, which no program can be given", p.Args)
+	case !filepath.IsAbs(p.Cwd) || hasNUL(p.Cwd):
+		return fault.New(fault.Unstartable, "the working directory %q is not an absolute path", p.Cwd)
+	}
+	return nil
 }
 
 var rlimits = map[string]int{

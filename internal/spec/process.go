@@ -41,7 +41,8 @@ func (t *translation) process() error {
 }
 
 // args follows Kubernetes: a command replaces the image's entrypoint and cmd, args replace only the
-// cmd.
+// cmd. A command that cannot be executed is for the OCI runtime to report, so that the container's
+// start fails and not its creation.
 func (t *translation) args() ([]string, error) {
 	command, args := t.in.Container.GetCommand(), t.in.Container.GetArgs()
 	if len(command) == 0 {
@@ -54,24 +55,20 @@ func (t *translation) args() ([]string, error) {
 		}
 	}
 	all := slices.Concat(command, args)
-	switch {
-	case len(all) == 0:
+	if len(all) == 0 {
 		return nil, invalid("command",
 			"there is nothing to run: neither the container's configuration nor the image names a command")
-	case all[0] == "":
-		return nil, invalid("command", "the name of the program is empty")
-	}
-	for _, a := range all {
-		if strings.ContainsRune(a, 0) {
-			return nil, invalid("command", "%q contains a NUL byte", a)
-		}
 	}
 	return all, nil
 }
 
+// cwd returns the working directory. A requested one that is not absolute is for the OCI runtime to
+// report, as for args.
 func (t *translation) cwd() (string, error) {
-	if dir := t.in.Container.GetWorkingDir(); dir != "" {
-		return absolute("working_dir", dir)
+	if dir := t.in.Container.GetWorkingDir(); path.IsAbs(dir) {
+		return path.Clean(dir), nil
+	} else if dir != "" {
+		return dir, nil
 	}
 	dir := t.in.Image.WorkingDir
 	if dir != "" && !path.IsAbs(dir) {
@@ -94,19 +91,8 @@ func (t *translation) env() ([]string, error) {
 	}
 	e.set("HOSTNAME", hostname)
 	t.imageEnv(&e)
-	for _, kv := range t.in.Container.GetEnvs() {
-		key, value := kv.GetKey(), string(kv.GetValue())
-		switch {
-		case key == "":
-			return nil, invalid("envs", "an environment variable has no name")
-		case strings.ContainsAny(key, "=\x00"):
-			return nil, invalid("envs", "the name %q contains \"=\" or a NUL byte", key)
-		case strings.ContainsRune(value, 0):
-			return nil, invalid("envs", "the value of %s contains a NUL byte", key)
-		case strings.HasPrefix(key, rawEnv):
-			return nil, invalid("envs", "names that begin with %s are reserved", rawEnv)
-		}
-		e.set(key, value)
+	if err := t.requestedEnv(&e); err != nil {
+		return nil, err
 	}
 	for i, entry := range e.entries {
 		if !utf8.ValidString(entry) {
@@ -114,6 +100,31 @@ func (t *translation) env() ([]string, error) {
 		}
 	}
 	return e.entries, nil
+}
+
+// requestedEnv adds the variables of the container's configuration. The program sees only where the
+// first "=" is, so a name that has one ends there. Those without a name are left out, as by CRI-O.
+// NUL bytes are for the OCI runtime to report, as for args.
+func (t *translation) requestedEnv(e *environment) error {
+	nameless := 0
+	for _, kv := range t.in.Container.GetEnvs() {
+		key, value := kv.GetKey(), string(kv.GetValue())
+		if name, rest, ok := strings.Cut(key, "="); ok {
+			key, value = name, rest+"="+value
+		}
+		switch {
+		case key == "":
+			nameless++
+			continue
+		case strings.HasPrefix(key, rawEnv):
+			return invalid("envs", "names that begin with %s are reserved", rawEnv)
+		}
+		e.set(key, value)
+	}
+	if nameless > 0 {
+		t.note("envs: ignoring %d environment variables without a name", nameless)
+	}
+	return nil
 }
 
 // imageEnv adds the variables of the image. Invalid entries are left out, so that the image runs as

@@ -52,6 +52,12 @@ func TestInvalidSettingsAreIgnoredWithANote(t *testing.T) {
 			in.Image.Env = []string{"A=1", "NOEQ", "", "=x", "A=2", "B=\x00", "_KURI_RAW_1=00", "C="}
 		}, `"NOEQ" "" "=x" "B=\x00" "_KURI_RAW_1=00"`,
 			func(s *specs.Spec) string { return strings.Join(s.Process.Env[2:], " ") }, "A=2 C="},
+		{"nameless variables", func(in *Input) {
+			for _, key := range []string{"", "A", "=", "=x"} {
+				in.Container.Envs = append(in.Container.Envs, &runtime.KeyValue{Key: key, Value: []byte("v")})
+			}
+			in.Container.Envs = append(in.Container.Envs, nil)
+		}, "4 environment variables", func(s *specs.Spec) string { return strings.Join(s.Process.Env[2:], " ") }, "A=v"},
 		{"working directory", func(in *Input) { in.Image.WorkingDir = "a/../b" }, "relative",
 			func(s *specs.Spec) string { return s.Process.Cwd }, "/b"},
 		{"mount", withMount(&runtime.Mount{HostPath: "/h", ContainerPath: "a/b"}), "/a/b",
@@ -101,6 +107,38 @@ func TestInvalidSettingsAreIgnoredWithANote(t *testing.T) {
 		}
 		if got := c.look(s); got != c.want {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
+// What no program can be started with is for the OCI runtime to report: a container's start fails
+// then, and not its creation.
+func TestProcessesThatCannotStartAreTranslated(t *testing.T) {
+	for name, c := range map[string]*runtime.ContainerConfig{
+		"nameless program":           {Command: []string{"", "a"}},
+		"NUL in an argument":         {Command: []string{"a"}, Args: []string{"b\x00"}},
+		"relative working directory": {Command: []string{"a"}, WorkingDir: "x/../y"},
+		"NUL in a directory":         {Command: []string{"a"}, WorkingDir: "/x\x00"},
+		"NUL in a variable": {Command: []string{"a"},
+			Envs: []*runtime.KeyValue{{Key: "A", Value: []byte("b\x00")}}},
+	} {
+		in := testCase{}.input(t)
+		c.Metadata = &runtime.ContainerMetadata{Name: "c"}
+		in.Container = c
+		s, notes, err := Container(in)
+		if err != nil || len(notes) > 0 {
+			t.Errorf("%s: %q, %v", name, notes, err)
+			continue
+		}
+		p := s.Process
+		if args := slices.Concat(c.Command, c.Args); !slices.Equal(p.Args, args) {
+			t.Errorf("%s: arguments %q", name, p.Args)
+		}
+		if c.WorkingDir != "" && p.Cwd != c.WorkingDir {
+			t.Errorf("%s: working directory %q", name, p.Cwd)
+		}
+		if c.Envs != nil && !slices.Contains(p.Env, "A=b\x00") {
+			t.Errorf("%s: environment %q", name, p.Env)
 		}
 	}
 }

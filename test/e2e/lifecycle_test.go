@@ -37,6 +37,24 @@ func TestContainersThatCannotBeStarted(t *testing.T) {
 		{"directory over a file", func(c *container, _ *security) {
 			c.Mounts = []*runtimeapi.Mount{{HostPath: filepath.Dir(file), ContainerPath: "/bin/busybox"}}
 		}, "/bin/busybox"},
+		{"nameless program", func(c *container, _ *security) { c.Command = []string{"", "x"} }, "name of the program"},
+		{"argument with a NUL byte", func(c *container, _ *security) { c.Args = []string{"a\x00b"} }, "NUL"},
+		{"variable with a NUL byte", func(c *container, _ *security) {
+			c.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: []byte("\x00")}}
+		}, `"A=\x00"`},
+		{"relative working directory", func(c *container, _ *security) { c.WorkingDir = "here" },
+			`working directory "here"`},
+		{"mount point missing in a read-only volume", func(c *container, _ *security) {
+			dir := filepath.Dir(file)
+			c.Mounts = []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "/v", Readonly: true},
+				{HostPath: dir, ContainerPath: "/v/new"}}
+		}, "at /v/new: read-only file system: the mount point is missing in a read-only mount"},
+		{"CPUs that the node has not", func(c *container, _ *security) {
+			c.Linux.Resources = &runtimeapi.LinuxContainerResources{CpusetCpus: "4000"}
+		}, "cpuset.cpus"},
+		{"CPU quota below the kernel's least", func(c *container, _ *security) {
+			c.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuQuota: 1, CpuPeriod: 100000}
+		}, "the kernel refuses a limit"},
 		{"less memory than a start takes", func(c *container, _ *security) {
 			c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 1024}
 		}, "memory"},

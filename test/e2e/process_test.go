@@ -122,7 +122,7 @@ func TestProcessesThatAreRefused(t *testing.T) {
 			s.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"FLY"}}
 		}, codes.InvalidArgument, "FLY"},
 		{"relative working directory", func(c *container, _ *security) { c.WorkingDir = "here" }, codes.InvalidArgument,
-			"working_dir"},
+			"working directory"},
 		{"log path that climbs", func(c *container, _ *security) { c.LogPath = "../../../etc/x.log" }, codes.InvalidArgument,
 			"log_path"},
 		{"host path that is not there", func(c *container, _ *security) {

@@ -99,6 +99,23 @@ func refused(n *node) {
 		"not executable":    func(s *specs.Spec) { s.Process.Args = []string{"/plain"} },
 		"no such volume":    func(s *specs.Spec) { s.Mounts = append(s.Mounts, bind("/none", "/volume")) },
 		"no such directory": func(s *specs.Spec) { s.Process.Cwd = "/plain" },
+
+		"nameless program":   func(s *specs.Spec) { s.Process.Args = []string{"", "a"} },
+		"NUL in an argument": func(s *specs.Spec) { s.Process.Args = append(s.Process.Args, "a\x00b") },
+		"NUL in a variable":  func(s *specs.Spec) { s.Process.Env = append(s.Process.Env, "A=\x00") },
+		"nameless variable":  func(s *specs.Spec) { s.Process.Env = append(s.Process.Env, "=a") },
+		"relative directory": func(s *specs.Spec) { s.Process.Cwd = "plain" },
+		"NUL in a directory": func(s *specs.Spec) { s.Process.Cwd = "/\x00" },
+		"unknown seccomp action": func(s *specs.Spec) {
+			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: "SCMP_ACT_NONE"}
+		},
+		"limit that the kernel refuses": func(s *specs.Spec) {
+			s.Linux.Resources = &specs.LinuxResources{CPU: &specs.LinuxCPU{Mems: "4095"}}
+		},
+		"mount point missing in a read-only mount": func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, bind("/dev/shm", "/ro"), bind("/tmp", "/ro/none"))
+			s.Mounts[len(s.Mounts)-2].Options = []string{"bind", "ro"}
+		},
 	} {
 		c := n.container("true", change)
 		err := c.create()
