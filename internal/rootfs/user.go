@@ -18,8 +18,9 @@ import (
 const maxGroups = 65536
 
 // User returns the user of a container's first process: from the security context (nil requests
-// nothing), otherwise imageUser (the image config's "user[:group]"), otherwise root. Names are
-// looked up in the image's etc/passwd and etc/group; a number need not be listed there. lowerdirs
+// nothing), otherwise imageUser (the image config's "user[:group]"), otherwise root. A username is
+// taken in the same form, as in containerd and CRI-O. Names are looked up in the image's etc/passwd
+// and etc/group; a number need not be listed there. lowerdirs
 // are the image's layers, topmost first.
 //
 // The group is the requested one, otherwise the user's group in etc/passwd, otherwise 0. The
@@ -47,7 +48,7 @@ func User(lowerdirs []string, sc *runtime.LinuxContainerSecurityContext, imageUs
 // userRequest is the requested user and group, each as a number or a name.
 type userRequest struct {
 	field, user        string
-	byName             bool // user is a name even if it looks like a number
+	byName             bool // user is a name if there is such a user, even if it looks like a number
 	groupField, group  string
 	strict             bool
 	supplementalGroups []int64
@@ -71,7 +72,11 @@ func requestedUser(sc *runtime.LinuxContainerSecurityContext, imageUser string) 
 	case gid != nil && name == "" && uid == nil:
 		return w, fault.New(fault.Invalid, "%srun_as_group: it is set without run_as_user or run_as_username", f)
 	case name != "":
-		w.field, w.user, w.byName = f+"run_as_username", name, true
+		w.field, w.groupField, w.byName = f+"run_as_username", f+"run_as_username", true
+		w.user = name
+		if user, group, ok := strings.Cut(name, ":"); ok && user != "" { // as in other runtimes
+			w.user, w.group = user, group
+		}
 	case uid != nil:
 		w.field, w.user = f+"run_as_user", strconv.FormatInt(uid.GetValue(), 10)
 	default:
@@ -127,7 +132,15 @@ func (w userRequest) findUser(users []user) (user, error) {
 	if name == "" {
 		name = "0"
 	}
-	if uid, ok := id(name); ok && !w.byName {
+	uid, isID := id(name)
+	if w.byName || !number(name) {
+		for _, u := range users {
+			if u.name == name {
+				return u, nil
+			}
+		}
+	}
+	if isID {
 		for _, u := range users {
 			if u.uid == uid {
 				return u, nil
@@ -135,13 +148,8 @@ func (w userRequest) findUser(users []user) (user, error) {
 		}
 		return user{uid: uid}, nil
 	}
-	if !w.byName && number(name) {
+	if number(name) {
 		return user{}, fault.New(fault.Invalid, "%s: %s is not a user id", w.field, name)
-	}
-	for _, u := range users {
-		if u.name == name {
-			return u, nil
-		}
 	}
 	return user{}, fault.New(fault.Invalid,
 		"%s: no user %q in /etc/passwd of the image; name one that is there, or give its number", w.field, name)

@@ -59,7 +59,7 @@ type (
 
 func TestUser(t *testing.T) {
 	layers := []string{layerOf(t, map[string]string{
-		"etc/passwd": "# a comment\nroot:x:0:0:root:/root:/bin/sh\nbroken\nwww-data:x:33:33::/:\ndefault-user:x:1000:1000::/:\nbig:x:4294967295:0::/:\n\nodd:x:7:9",
+		"etc/passwd": "# a comment\nroot:x:0:0:root:/root:/bin/sh\nbroken\nwww-data:x:33:33::/:\ndefault-user:x:1000:1000::/:\nbig:x:4294967295:0::/:\n77:x:8:9::/:\n\nodd:x:7:9",
 		"etc/group":  "root:x:0:\nwheel:x:10:root,www-data\nwww-data:x:33:\ngroup-defined-in-image:x:50000:default-user\nbad:x:-1:default-user\n",
 	})}
 	for _, c := range []struct {
@@ -104,7 +104,24 @@ func TestUser(t *testing.T) {
 		},
 		{name: "no such name", sc: &security{RunAsUsername: "nobody-here"},
 			err: `run_as_username: no user "nobody-here" in /etc/passwd`},
-		{name: "a number is no name", sc: &security{RunAsUsername: "1000"}, err: `no user "1000"`},
+		{name: "name that is a number", sc: &security{RunAsUsername: "1000"},
+			want: spec.ResolvedUser{UID: 1000, GID: 1000, AdditionalGIDs: []uint32{1000, 50000}}},
+		{name: "name that is an unknown number", sc: &security{RunAsUsername: "1002"},
+			want: spec.ResolvedUser{UID: 1002, AdditionalGIDs: []uint32{0}}},
+		{name: "name that is a user's and a number", sc: &security{RunAsUsername: "77"},
+			want: spec.ResolvedUser{UID: 8, GID: 9, AdditionalGIDs: []uint32{9}}},
+		{name: "number that is a user's name", sc: &security{RunAsUser: &number64{Value: 77}},
+			want: spec.ResolvedUser{UID: 77, AdditionalGIDs: []uint32{0}}},
+		{name: "name with a group", sc: &security{RunAsUsername: "www-data:wheel"},
+			want: spec.ResolvedUser{UID: 33, GID: 10, AdditionalGIDs: []uint32{10}}},
+		{name: "numbers for names", sc: &security{RunAsUsername: "1002:7"},
+			want: spec.ResolvedUser{UID: 1002, GID: 7, AdditionalGIDs: []uint32{7}}},
+		{name: "name with another group", sc: &security{RunAsUsername: "1002:7", RunAsGroup: &number64{Value: 5}},
+			want: spec.ResolvedUser{UID: 1002, GID: 5, AdditionalGIDs: []uint32{5}}},
+		{name: "name of a group alone", sc: &security{RunAsUsername: ":wheel"}, err: `no user ":wheel"`},
+		{name: "name with an unknown group", sc: &security{RunAsUsername: "root:ghost"},
+			err: `run_as_username: no group "ghost"`},
+		{name: "name that is too high", sc: &security{RunAsUsername: "4294967295"}, err: "is not a user id"},
 		{name: "no such image user", image: "ghost", err: `the image's user: no user "ghost" in /etc/passwd`},
 		{name: "no such image group", image: "0:ghost", err: `the image's group: no group "ghost" in /etc/group`},
 		{name: "uid too high", image: "4294967295", err: "is not a user id"},

@@ -18,7 +18,7 @@ func (t *translation) devices() error {
 			return invalid("devices", "the permissions of %s are %q, not one or more of r, w and m",
 				d.Path, d.Permissions)
 		}
-		clean, err := absolute("devices", d.Path)
+		clean, err := t.rooted("devices: container_path", d.Path)
 		if err != nil {
 			return err
 		}

@@ -183,11 +183,16 @@ func (t *translation) destination(field, p string) (string, error) {
 	if p == "" {
 		return "", invalid(field+".container_path", "it is empty")
 	}
+	return t.rooted(field+".container_path", p)
+}
+
+// rooted returns the clean form of a path in a container. A relative one starts at the root.
+func (t *translation) rooted(field, p string) (string, error) {
 	if !path.IsAbs(p) {
-		t.note("%s.container_path %q is relative: the mount is at /%s", field, p, path.Clean(p))
-		p = "/" + p
+		p = path.Join("/", p)
+		t.note("%s is relative: it is at %q", field, p)
 	}
-	return absolute(field+".container_path", p)
+	return absolute(field, p)
 }
 
 // mountMode returns the option for writable, read-only, or recursively read-only.

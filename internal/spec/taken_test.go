@@ -58,6 +58,9 @@ func TestInvalidSettingsAreIgnoredWithANote(t *testing.T) {
 			}
 			in.Container.Envs = append(in.Container.Envs, nil)
 		}, "4 environment variables", func(s *specs.Spec) string { return strings.Join(s.Process.Env[2:], " ") }, "A=v"},
+		{"relative path of a device", func(in *Input) {
+			in.Devices = []ResolvedDevice{{Path: "dev/../x", Source: "/dev/a", Type: "c", Permissions: "r"}}
+		}, "/x", func(s *specs.Spec) string { return s.Linux.Devices[0].Path }, "/x"},
 		{"working directory", func(in *Input) { in.Image.WorkingDir = "a/../b" }, "relative",
 			func(s *specs.Spec) string { return s.Process.Cwd }, "/b"},
 		{"mount", withMount(&runtime.Mount{HostPath: "/h", ContainerPath: "a/b"}), "/a/b",
