@@ -293,7 +293,14 @@ func (f *forwarder) forward(ctx context.Context, conn net.Conn, port uint16) err
 	headers := http.Header{}
 	headers.Set(corev1.PortHeader, strconv.Itoa(int(port)))
 	headers.Set(corev1.PortForwardRequestIDHeader, strconv.FormatInt(f.requests.Add(1), 10))
+	return forwardOver(over, headers, conn)
+}
 
+// refusalLimit is how long the pod's side may take to say why it refused a connection.
+const refusalLimit = 2 * time.Second
+
+// forwardOver forwards one connection. The headers name the port and the request.
+func forwardOver(over httpstream.Connection, headers http.Header, conn net.Conn) error {
 	// 1. The stream of errors from the pod's side, to which nothing is written.
 	headers.Set(corev1.StreamType, corev1.StreamTypeError)
 	problems, err := over.CreateStream(headers)
@@ -310,10 +317,18 @@ func (f *forwarder) forward(ctx context.Context, conn net.Conn, port uint16) err
 		problem <- strings.TrimSpace(string(text))
 	}()
 
-	// 2. The bytes, in both directions.
+	// 2. The bytes, in both directions. A server that refuses the connection at once may reset this
+	// stream before it has answered the request for it: then the reason is in the stream of errors.
 	headers.Set(corev1.StreamType, corev1.StreamTypeData)
 	data, err := over.CreateStream(headers)
 	if err != nil {
+		select {
+		case text := <-problem:
+			if text != "" {
+				return refusal(text)
+			}
+		case <-time.After(refusalLimit):
+		}
 		over.Close()
 		return fmt.Errorf("open a stream to the pod: %w", err)
 	}
@@ -333,8 +348,13 @@ func (f *forwarder) forward(ctx context.Context, conn net.Conn, port uint16) err
 	<-ended
 	_ = data.Reset() // unsent data would block the other stream
 	if text := <-problem; text != "" {
-		text = strings.ReplaceAll(refused.ReplaceAllString(text, ""), "\n", "; ")
-		return errors.New(tried.ReplaceAllString(text, "$1"))
+		return refusal(text)
 	}
 	return nil
+}
+
+// refusal returns the error for a text of the stream of errors.
+func refusal(text string) error {
+	text = strings.ReplaceAll(refused.ReplaceAllString(text, ""), "\n", "; ")
+	return errors.New(tried.ReplaceAllString(text, "$1"))
 }
