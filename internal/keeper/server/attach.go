@@ -23,7 +23,7 @@ func (s *Server) attachSession(ctx context.Context, conn *session.Conn, req *api
 		return 0, err
 	}
 	if c.currentState() != api.State_RUNNING {
-		return 0, fault.New(fault.Precondition, "container %s does not run", req.Id)
+		return 0, c.notRunning()
 	}
 	l, theirs, err := newListener(c.terminal != nil)
 	if err != nil {
@@ -35,14 +35,14 @@ func (s *Server) attachSession(ctx context.Context, conn *session.Conn, req *api
 	in, err := c.input(req.Stdin)
 	if err != nil {
 		closeAll(theirs)
-		return 0, err
+		return 0, c.unlessExited(ctx, err)
 	}
 
 	// 2. All output, from before the caller can write input: the reply may be the last output.
 	c.fanOut.join(l)
 	defer c.fanOut.leave(l)
 	if err := c.invite(conn, in, theirs); err != nil {
-		return 0, err
+		return 0, c.unlessExited(ctx, err)
 	}
 	select {
 	case <-c.exited:
@@ -53,6 +53,25 @@ func (s *Server) attachSession(ctx context.Context, conn *session.Conn, req *api
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
+}
+
+func (c *container) notRunning() error {
+	return fault.New(fault.Precondition, "container %s does not run", c.id)
+}
+
+// exitLimit is the maximum time between the end of a container's streams and its exit.
+const exitLimit = time.Second
+
+// unlessExited returns err, the failure of an attachment, or that the container does not run if it
+// has exited meanwhile. Its streams are closed shortly before its exit is known.
+func (c *container) unlessExited(ctx context.Context, err error) error {
+	select {
+	case <-c.exited:
+		return c.notRunning()
+	case <-time.After(exitLimit):
+	case <-ctx.Done():
+	}
+	return err
 }
 
 // input returns the file to which an attached client writes. It is the zero value if the client

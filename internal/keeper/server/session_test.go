@@ -324,6 +324,32 @@ func TestAttachToATerminal(t *testing.T) {
 	n.wait(j)
 }
 
+// Clients attach while containers with a terminal exit: each of them gets the exit code, or is told that
+// the container does not run.
+func TestAttachToContainersThatExit(t *testing.T) {
+	n := newNode(t)
+	box := n.sandbox()
+	for range 10 {
+		j := n.run(box, "exit 5", func(j *job) { j.Stdin, j.Tty, j.spec.Process.Terminal = true, true, true })
+		var clients sync.WaitGroup
+		for range 4 {
+			clients.Go(func() {
+				for {
+					code, err := n.Attach(t.Context(), j.Id, keeper.Streams{Stdout: io.Discard})
+					if err == nil && code == 5 {
+						continue
+					}
+					if !errors.Is(err, fault.Precondition) {
+						t.Errorf("code %d, %v", code, err)
+					}
+					return
+				}
+			})
+		}
+		clients.Wait()
+	}
+}
+
 // A client that reads nothing is detached; the container, its log and other clients continue.
 func TestADeadListenerIsDetached(t *testing.T) {
 	n := newNode(t)
