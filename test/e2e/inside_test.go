@@ -283,5 +283,6 @@ func TestResourcesAtCreate(t *testing.T) {
 		s.run(t, huge, "sleep", "1000") // no limit can be meant here
 	}
 	harness.WantError(t, s.refuses(t, with(&resources{CpusetCpus: "zero"}), "true"), codes.InvalidArgument, "cpuset_cpus")
-	harness.WantError(t, s.refuses(t, with(&resources{CpusetCpus: "4000"}), "true"), codes.FailedPrecondition, "cpuset")
+	harness.WantError(t, s.refuses(t, with(&resources{CpusetCpus: "4000"}), "true"), codes.InvalidArgument,
+		"start container", "the kernel refuses a limit", "cpuset")
 }
