@@ -23,6 +23,7 @@ import (
 	"github.com/opencontainers/runc/libcontainer/seccomp"
 	"golang.org/x/sys/unix"
 
+	"github.com/kuri-cri/kuri/internal/fault"
 	"github.com/kuri-cri/kuri/internal/seal"
 )
 
@@ -118,7 +119,7 @@ func (f *filters) forget(key [sha256.Size]byte) {
 }
 
 // filterLimit bounds the compilation of a filter, which takes 25 ms on an idle machine.
-const filterLimit = 10 * time.Second
+var filterLimit = 10 * time.Second // constant but in tests
 
 // makeFilter compiles the filter of a profile in another process of this program; see [Filter].
 func makeFilter(profile []byte) (*filter, error) {
@@ -133,6 +134,9 @@ func makeFilter(profile []byte) (*filter, error) {
 		&complaint
 	cmd.Env = []string{"GOGC=off", "GOMAXPROCS=2", "GODEBUG=asyncpreemptoff=1"} // see interceptor
 	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			return nil, fault.New(fault.Unavailable, "make the seccomp filter: it took longer than %s, the node is too busy", filterLimit)
+		}
 		return nil, fmt.Errorf("make the seccomp filter: %w: %s", err, strings.TrimSpace(complaint.String()))
 	}
 	b := out.Bytes()

@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"errors"
 	"os"
 	"runtime"
 	"slices"
@@ -13,6 +14,8 @@ import (
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/kuri-cri/kuri/internal/fault"
 )
 
 func TestMain(m *testing.M) {
@@ -31,6 +34,21 @@ func profile(action configs.Action, calls ...string) *configs.Seccomp {
 		p.Syscalls = append(p.Syscalls, &configs.Syscall{Name: name, Action: action})
 	}
 	return p
+}
+
+// A filter that takes too long, as on a node that is too busy, is an error that a kubelet tries again.
+func TestFilterTakesTooLong(t *testing.T) {
+	limit := filterLimit
+	t.Cleanup(func() { filterLimit = limit })
+	filterLimit = time.Nanosecond
+	var all filters
+	if _, err := all.of(profile(configs.Errno, "getpid")); !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "too busy") {
+		t.Errorf("%v", err)
+	}
+	filterLimit = limit
+	if _, err := all.of(profile(configs.Errno, "getpid")); err != nil {
+		t.Errorf("at the next try: %v", err)
+	}
 }
 
 // Containers with one profile share a filter, also for concurrent requests. It is freed when none
