@@ -77,8 +77,8 @@ func Missing(keys []string) error {
 		return nil
 	}
 	return fault.New(fault.Invalid,
-		"kernel parameter %s does not exist on this node: a kernel module or a network interface may be missing",
-		Name(keys[0]))
+		"kernel parameter %s does not exist on this node: a kernel module or a network interface may be missing, or "+
+			"this kernel has it outside of user namespaces only", Name(keys[0]))
 }
 
 // write sets one parameter. It never creates a file.

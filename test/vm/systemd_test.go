@@ -62,7 +62,8 @@ func removePods(d *harness.Daemon) {
 
 func dial(t *testing.T, d *harness.Daemon) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), harness.Patient(time.Minute))
+	// Cleanups dial, too, after the test's context has ended.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), harness.Patient(time.Minute))
 	defer cancel()
 	o := client.Options{Timeout: harness.Patient(time.Minute)}
 	var err error
