@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -45,7 +46,7 @@ func (m *machine) runInside(ctx context.Context) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
+	defer removeAll(dir)
 	m.tryDir = filepath.Dir(dir)
 	ctx, cancel := context.WithTimeout(ctx, insideLimit)
 	defer cancel()
@@ -75,6 +76,18 @@ func (m *machine) runInside(ctx context.Context) (map[string]string, error) {
 		return nil, fmt.Errorf("decode the results of the child: %w", err)
 	}
 	return found, nil
+}
+
+// removeAll removes a directory of ours. The kernel makes an overlay's work directory with mode 0,
+// which only root can enter.
+func removeAll(dir string) {
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			return os.Chmod(path, 0o700) // before it is read
+		}
+		return nil
+	})
+	os.RemoveAll(dir)
 }
 
 // Inside runs the probes that change namespaces, in those in which [Run] has started this process,

@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -102,6 +104,11 @@ func TestCheckNodeWithoutRuntime(t *testing.T) {
 		full := slices.Concat(by, command)
 		var got checkReport
 		cmd := exec.Command(full[0], full[1:]...)
+		temporary := filepath.Join(dir, fmt.Sprint("tmp", len(by)))
+		if err := errors.Join(os.Mkdir(temporary, 0o700), os.Chown(temporary, 65534, 65534)); err != nil {
+			t.Fatal(err)
+		}
+		cmd.Env = append(os.Environ(), "TMPDIR="+temporary)
 		out, _ := cmd.Output()
 		if err := json.Unmarshal(out, &got); err != nil {
 			t.Fatalf("%v: %v: %s", full, err, out)
@@ -115,6 +122,9 @@ func TestCheckNodeWithoutRuntime(t *testing.T) {
 		}
 		if left, _ := filepath.Glob(filepath.Join(dir, ".kuri-check-*")); len(left) > 0 {
 			t.Errorf("left: %s", left)
+		}
+		if left, err := os.ReadDir(temporary); len(left) > 0 || err != nil {
+			t.Errorf("%v: left in the directory for temporary files: %v, %v", full, left, err)
 		}
 	}
 }
