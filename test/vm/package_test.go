@@ -103,6 +103,7 @@ func TestPackage(t *testing.T) {
 		}
 	}
 	harness.Write(t, database, "status", "")
+	systemctl(t, "start", "dbus.service") // otherwise the package's scripts may be the first to need it
 	files, idle := namedKuri(t), observe(t, d)
 
 	serves := func(what string) string {
