@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	//lint:ignore SA1019 the dialer of client-go has these types still
 	"k8s.io/apimachinery/pkg/util/httpstream"
 )
 
