@@ -234,7 +234,7 @@ func TestDefaultLimits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // the second one is created after a device cgroup of version 2 was made
+	for range 2 { // before the second one the keeper has certainly loaded a device program
 		id := s.asleep(t, nil)
 		for _, of := range []string{"1", "self"} {
 			if got := s.Output(t, id, "cat", "/proc/"+of+"/limits"); got != string(own) {
